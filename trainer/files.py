@@ -1,0 +1,40 @@
+"""Files written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line, UTF-8 not escaped, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_jsonl` wrote, or what an appender left: a last line without its end is dropped."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename an existing file or folder to NAME.old-<k>, the first free k, and return where it went; None if absent."""
+    if not path.exists():
+        return None
+    k = 1
+    while (aside := path.with_name(f"{path.name}.old-{k}")).exists():
+        k += 1
+    path.rename(aside)
+    return aside
