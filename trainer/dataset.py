@@ -1,0 +1,163 @@
+"""Prompts from Parquet: read, checked, templated, ordered. All complaints come here, before any model loads."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer import rewards
+from trainer.chat import Chat
+from trainer.errors import UserError
+from trainer.seeds import generator
+from trainer.types import Prompt
+
+COLUMNS = ("prompt", "data_source", "reward_model", "extra_info")
+MAKE_DATA = "python data/preprocess.py --data_source {folder}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The prompts that fit, in file order, and how many were too long."""
+
+    prompts: tuple[Prompt, ...]
+    too_long: int
+
+
+def load_prompts(
+    files: Sequence[str], chat: Chat, *, split: str, max_prompt_length: int, drop_overlong: bool, any_source: bool = False
+) -> Loaded:
+    """Read the prompts of several files, in order.
+
+    Args:
+        files: Parquet files, or folders that hold `<split>.parquet`.
+        split: "train" or "test": the file to take in a folder, and the key named in errors.
+        drop_overlong: leave out and count prompts longer than `max_prompt_length` tokens; else refuse them.
+        any_source: a custom reward function judges, so `data_source` need not be known.
+
+    Raises:
+        UserError: for a missing or unreadable file, a missing column, an empty prompt, an unknown data source, or
+            when no prompt is short enough.
+    """
+    key = "data.train_files" if split == "train" else "data.val_files"
+    prompts: list[Prompt] = []
+    seen: dict[str, int] = {}
+    too_long, row_number = 0, 0
+    for file in files:
+        path = find_file(file, split, key)
+        for number, row in enumerate(_rows(path, key)):
+            where = f"{path}, row {number}"
+            messages = _messages(row["prompt"], where)
+            if not any_source:
+                try:
+                    rewards.verifier_for(row["data_source"])
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from None
+            truth = (row["reward_model"] or {}).get("ground_truth")
+            prompt = Prompt(
+                uid=_uid(row["data_source"], messages, truth, seen),
+                data_source=row["data_source"],
+                messages=messages,
+                ground_truth="" if truth is None else str(truth),
+                extra_info=row["extra_info"] or {},
+                index=row_number,
+                token_ids=chat.prompt_ids(messages),
+            )
+            row_number += 1
+            if len(prompt.token_ids) > max_prompt_length:
+                if not drop_overlong:
+                    raise UserError(
+                        f"{where}: the prompt takes {len(prompt.token_ids)} tokens, more than data.max_prompt_length={max_prompt_length}; "
+                        "raise it, or leave such prompts out with data.filter_overlong_prompts=True."
+                    )
+                too_long += 1
+                continue
+            prompts.append(prompt)
+    if not prompts:
+        reason = (
+            f"all {too_long} prompts are longer than data.max_prompt_length={max_prompt_length} tokens" if too_long else "there are no rows"
+        )
+        raise UserError(f"{key}={list(files)}: {reason}.")
+    return Loaded(tuple(prompts), too_long)
+
+
+def find_file(file: str, split: str, key: str) -> Path:
+    """Return the Parquet file that `file` names; raise UserError with the command that makes it if there is none."""
+    path = Path(file)
+    if path.is_dir():
+        inner = path / f"{split}.parquet"
+        if not inner.is_file():
+            raise UserError(f"{key}={file}: this folder holds no {split}.parquet. Make it: {MAKE_DATA.format(folder=file)}")
+        return inner
+    if not path.is_file():
+        folder = path.parent if path.suffix == ".parquet" else path
+        raise UserError(f"{key}={file}: no such file. Make it from {folder}/{split}.json: {MAKE_DATA.format(folder=folder)}")
+    return path
+
+
+def _rows(path: Path, key: str):
+    try:
+        table = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{key}: {path} cannot be read as Parquet ({error}).") from None
+    missing = [name for name in COLUMNS if name not in table.schema_arrow.names]
+    if missing:
+        raise UserError(
+            f"{key}: {path} has no column {', '.join(map(repr, missing))} "
+            f"(it has {', '.join(table.schema_arrow.names)}); data/preprocess.py writes all of them."
+        )
+    for batch in table.iter_batches(columns=list(COLUMNS)):
+        yield from batch.to_pylist()
+
+
+def _messages(value: Any, where: str) -> list[dict[str, str]]:
+    if not value or not isinstance(value, list):
+        raise UserError(f"{where}: the prompt is empty; it must be a list of chat messages.")
+    if not isinstance(value[-1].get("content"), str) or not value[-1]["content"].strip():
+        raise UserError(f"{where}: the last message of the prompt is empty.")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _uid(source: str, messages: list[dict[str, str]], truth: str | None, seen: dict[str, int]) -> str:
+    """Return an id of the row's content, the same wherever its file lies; repeated rows get a number."""
+    content = json.dumps([source, messages, truth], ensure_ascii=False, sort_keys=True)
+    uid = hashlib.sha256(content.encode()).hexdigest()[:16]
+    seen[uid] = seen.get(uid, 0) + 1
+    return uid if seen[uid] == 1 else f"{uid}-{seen[uid]}"
+
+
+@dataclass(frozen=True)
+class PromptOrder:
+    """Which prompts make up each step's batch: a seeded order per epoch, the rest that fills no batch left out.
+
+    The batch is a function of the step, so there is no position to save.
+    """
+
+    count: int
+    batch: int
+    seed: int
+    shuffle: bool
+
+    def __post_init__(self) -> None:
+        if self.count < self.batch:
+            raise UserError(f"data.train_batch_size={self.batch} is more than the {self.count} training prompts: lower it or add data.")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.count // self.batch
+
+    def batch_of(self, step: int) -> list[int]:
+        """Return the positions of the prompts of step 1, 2, ..."""
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        order = generator(self.seed, "prompt order", epoch).permutation(self.count) if self.shuffle else np.arange(self.count)
+        return order[place * self.batch : (place + 1) * self.batch].tolist()
+
+    def fingerprint(self, prompts: Sequence[Prompt]) -> str:
+        """Return a hash of the data and its order, kept with checkpoints."""
+        text = json.dumps([[prompt.uid for prompt in prompts], self.batch, self.seed, self.shuffle])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

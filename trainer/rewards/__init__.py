@@ -1,0 +1,93 @@
+"""Verifiers: a table from `data_source` to the one that judges it. To add one, write its file and add its line.
+
+A verifier is a function (response, ground_truth, extra_info) -> Verdict. It runs in a worker process with a time
+limit (`trainer.rewards.pool`); here is the plain call.
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+from trainer.rewards import multiple_choice, tiny
+from trainer.types import Outcome, Verdict
+
+Verifier = Callable[[str, str, Mapping[str, Any]], Verdict]
+
+VERIFIERS: dict[str, Verifier] = {
+    "sciknoweval": multiple_choice.verify,
+    "tiny_chains": tiny.verify,
+    "tiny_misconceptions": tiny.verify,
+}
+
+
+def verify(data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Verdict:
+    """Judge a response. `extra_info["truncated"]` says that the response budget cut it.
+
+    A truncated response that is not right has the outcome `truncated`, whatever the verifier made of its text.
+
+    Raises:
+        UserError: for a data source no verifier is known for; lists the known ones.
+    """
+    info = extra_info or {}
+    return _mark_truncated(verifier_for(data_source)(response, ground_truth, info), info)
+
+
+def verifier_for(data_source: str) -> Verifier:
+    """Return the verifier of a data source; raise UserError listing the known ones, the nearest first."""
+    if data_source not in VERIFIERS:
+        near = difflib.get_close_matches(data_source, VERIFIERS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"data_source={data_source!r}: no verifier judges it.{hint} Known: {', '.join(sorted(VERIFIERS))}. "
+            "Your own: custom_reward_function.path=FILE.py custom_reward_function.name=FUNCTION."
+        )
+    return VERIFIERS[data_source]
+
+
+class CustomVerifier:
+    """A user's reward function from a Python file, with the signature of the published framework.
+
+    Called as function(data_source, solution_str, ground_truth, extra_info); returns a number (the reward; 1 or more is
+    a pass), a dict with `score` and optionally `acc`, `pred`, `feedback`, `incorrect_format`, or a Verdict.
+    """
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self.name = path, name
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"custom_reward_function.path={path}: no such file.")
+        spec = importlib.util.spec_from_file_location(f"custom_reward_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, name, None)):
+            raise UserError(f"custom_reward_function.name={name}: {path} has no function of that name.")
+        self.function = getattr(module, name)
+
+    def __call__(self, data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any]) -> Verdict:
+        result = self.function(data_source=data_source, solution_str=response, ground_truth=ground_truth, extra_info=dict(extra_info))
+        if isinstance(result, Verdict):
+            return _mark_truncated(result, extra_info)
+        values = dict(result) if isinstance(result, Mapping) else {"score": result}
+        reward = float(values.pop("score"))
+        passed = reward >= 1
+        verdict = Verdict(
+            outcome=Outcome.PASS if passed else Outcome.FORMAT if values.get("incorrect_format") else Outcome.FAIL,
+            reward=reward,
+            acc=float(values.pop("acc", passed)),
+            pred=str(values.pop("pred", "")),
+            feedback=str(values.pop("feedback", "") or ""),
+            incorrect_format=bool(values.pop("incorrect_format", False)),
+            details=values,
+        )
+        return _mark_truncated(verdict, extra_info)
+
+
+def _mark_truncated(verdict: Verdict, extra_info: Mapping[str, Any]) -> Verdict:
+    if extra_info.get("truncated") and verdict.outcome in (Outcome.FAIL, Outcome.FORMAT):
+        return replace(verdict, outcome=Outcome.TRUNCATED)
+    return verdict
