@@ -1,0 +1,106 @@
+"""Load a configuration: Hydra composes the YAML, the schema types and checks it.
+
+Unknown keys are refused before anything else, with the nearest known one.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.config.schema import Config
+from trainer.errors import UserError
+
+CONFIG_DIR = Path(__file__).parent
+
+# Dictionaries a user may add keys to, with + or without.
+OPEN_DICTS = ("data.apply_chat_template_kwargs",)
+
+# Published keys whose feature is left out on purpose: said, not ignored.
+_DISTILL = "actor_rollout_ref.actor.self_distillation"
+REFUSED = {
+    f"{_DISTILL}.reprompt_truncation": "cutting the rendered prompt loses its closing line and the assistant header; "
+    "here the peers are cut to fit max_reprompt_len and the frame never is. Leave the key out",
+    f"{_DISTILL}.step_level_kl": "averaging within steps and then summing over them changes nothing. Leave the key out",
+}
+
+
+def load(config_name: str, overrides: list[str] | None = None) -> Config:
+    """Compose `config_name` with Hydra overrides and return it typed and checked.
+
+    Raises UserError for an unknown config or key (naming the nearest), a value of the wrong type, or a refused value.
+    """
+    return typed(compose_config(config_name, overrides or []))
+
+
+def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose the YAML and overrides without typing it."""
+    known = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem != "base")
+    if config_name not in known:
+        raise UserError(f"--config-name {config_name}: no such configuration. Known: {', '.join(known)}.")
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"an override cannot be read: {_first_line(error)}. Overrides look like key=value.") from None
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        defaults = compose(config_name)
+        accepted = [_check_override(override, defaults) for override in parsed]
+        try:
+            return compose(config_name, overrides=accepted)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"the configuration cannot be composed: {_first_line(error)}") from None
+
+
+def typed(composed: DictConfig) -> Config:
+    """Turn a composed configuration into the checked dataclasses of `trainer.config.schema`."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML, as written into a run's folder."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Return the configuration as one dictionary of dotted keys and plain values."""
+    return _flatten(OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        out |= _flatten(value, f"{path}.") if isinstance(value, dict) and path not in OPEN_DICTS else {path: value}
+    return out
+
+
+def _check_override(override: Override, defaults: DictConfig) -> str:
+    """Return the override as Hydra should see it; raise UserError if its key is not one of ours."""
+    key = override.key_or_group
+    if key in REFUSED:
+        raise UserError(f"{key} is not a key here: {REFUSED[key]}.")
+    if any(key.startswith(f"{prefix}.") for prefix in OPEN_DICTS):
+        return f"++{override.input_line.lstrip('+')}"
+    known = list(_flatten(OmegaConf.to_container(defaults)))
+    if not any(name == key or name.startswith(f"{key}.") for name in known):
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        hint = (same_leaf or near or [None])[0]
+        raise UserError(f"unknown key {key!r}" + (f": did you mean {hint!r}?" if hint else f". Known keys: {CONFIG_DIR}/base.yaml."))
+    return override.input_line.lstrip("+")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
