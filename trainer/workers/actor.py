@@ -1,0 +1,238 @@
+"""One rank of the actor: student, second model, optimizer. Needs no Ray; `Actor` alone is a whole actor of one rank.
+
+A training step: for every micro-batch the second model's hidden states without gradient, the student's with, the
+loss from both in chunks, backward; one optimizer step per mini-batch; then the teacher's EMA step.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from trainer import forest, objectives
+from trainer.attention import plan_attention
+from trainer.config.schema import Config
+from trainer.fused import Head, chunks, head_loss
+from trainer.models import ForestLM, build_lm
+from trainer.objectives.base import Tokens, sampled_logp
+from trainer.types import Sample
+from trainer.workers import state
+from trainer.workers.base import Report, Share
+from trainer.workers.sharding import join, shard, update_average, whole_weights
+
+
+class Actor:
+    """Builds the models of one rank and trains them. Every method is collective: all ranks call it together."""
+
+    def __init__(self, config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu", address: str | None = None) -> None:
+        self.config, self.actor = config, config.actor_rollout_ref.actor
+        self.device = torch.device(device)
+        self.mesh = join(rank, world_size, self.device, address)
+        self.rank = rank
+        self.objective = objectives.build(config)
+        self.temperature = config.actor_rollout_ref.rollout.temperature
+        own, other = config.actor_rollout_ref.model, config.actor_rollout_ref.ref.model
+        self.student = self._build(own.path, train=True)
+        self.second = self._build(other.path or own.path, train=False) if self.objective.second_model else None
+        self.average_rate = self.actor.self_distillation.teacher_update_rate if self.objective.second_model == "teacher" else 0.0
+        optim = self.actor.optim
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+        )
+
+    def _build(self, path: str, *, train: bool) -> ForestLM:
+        model, fsdp = self.config.actor_rollout_ref.model, self.actor.fsdp_config
+        lm = build_lm(
+            path,
+            attention="forest",
+            dtype=torch.float32,
+            trust_remote_code=model.trust_remote_code,
+            with_weights=self.rank == 0,
+        )
+        lm.requires_grad_(train)
+        return shard(
+            lm,
+            mesh=self.mesh,
+            compute_dtype=compute_dtype(fsdp.param_dtype, self.device),
+            reshard_after_forward=fsdp.reshard_after_forward,
+            checkpointing=train and model.enable_gradient_checkpointing,
+        ).train(train)
+
+    def update(self, share: Share, learning_rate: float) -> Report:
+        """Train one step on this rank's share and return its report."""
+        report = Report(seconds={"teacher": 0.0, "student": 0.0, "optimizer": 0.0, "old_logp": 0.0})
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        steps = [step for _ in range(self.actor.ppo_epochs) for step in share.steps]
+        old_logp = self._score(share, report) if len(steps) > 1 else None
+        moved = False
+        for step in steps:
+            loss = torch.zeros((), device=self.device)
+            for micro in step:
+                loss += self._accumulate(micro, share, old_logp, report)
+            moved |= self._optimizer_step(loss, report)
+        if moved and self.average_rate > 0:
+            start = self._now()
+            update_average(self.second, self.student, self.average_rate)
+            report.seconds["optimizer"] += self._now() - start
+        if self.second is not None:
+            self.second.reshard()  # its embeddings and head stay whole after a pass without gradient
+        return report
+
+    def _accumulate(self, micro: Sequence[int], share: Share, old_logp: dict[int, np.ndarray] | None, report: Report) -> Tensor:
+        """Run one micro-batch forward and backward; return its weighted loss (detached) and file its records."""
+        samples = [share.samples[i] for i in micro]
+        start = self._now()
+        second = self._second_hidden(samples)
+        report.seconds["teacher"] += self._now() - start
+
+        start = self._now()
+        tokens = self._tokens(samples, None if old_logp is None else [old_logp[i] for i in micro])
+        weights = self._flat([np.full(len(s.response_ids), share.weights[i], np.float32) for i, s in zip(micro, samples, strict=True)])
+
+        def loss_of(hidden: Tensor, head: Head) -> tuple[Tensor, dict[str, Tensor]]:
+            known = self._with_sequence_ratio(tokens, hidden, head, samples)
+
+            def chunk_loss(logits: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+                second_logits = None if second is None else second[1].logits(second[0][rows]) / self.temperature
+                token_loss, records = self.objective.token_loss(logits / self.temperature, second_logits, known[rows])
+                return (token_loss * weights[rows]).sum(), {**records, "loss": token_loss.detach()}
+
+            return head_loss(hidden, head, chunk_loss)
+
+        loss, records = self._run(self.student, self._pack([(s.prompt_ids, s.response_ids) for s in samples]), loss_of)
+        loss.backward()
+        for i, record in self._by_sample(micro, samples, records):
+            report.records[i] = record
+        report.seconds["student"] += self._now() - start
+        return loss.detach()
+
+    @torch.no_grad()
+    def _second_hidden(self, samples: Sequence[Sample]) -> tuple[Tensor, Head] | None:
+        """Return the second model's hidden states at the rows that predict the responses, [R, H'], and its head."""
+        if self.second is None:
+            return None
+        contexts = [(s.context_ids, s.response_ids) for s in samples]
+        return self._run(self.second, self._pack(contexts), lambda hidden, head: (hidden, head))
+
+    @torch.no_grad()
+    def _score(self, share: Share, report: Report) -> dict[int, np.ndarray]:
+        """Return the student's log-probs of every sample's tokens before this step; needed with several optimizer steps."""
+        start, scores = self._now(), {}
+        for step in share.steps:
+            for micro in step:
+                samples = [share.samples[i] for i in micro]
+                tokens = self._tokens(samples, None)
+                logp = self._run(
+                    self.student,
+                    self._pack([(s.prompt_ids, s.response_ids) for s in samples]),
+                    lambda hidden, head, tokens=tokens: self._sampled_logp(hidden, head, tokens),
+                )
+                scores |= {i: record["logp"] for i, record in self._by_sample(micro, samples, {"logp": logp})}
+        report.seconds["old_logp"] += self._now() - start
+        return scores
+
+    def _optimizer_step(self, loss: Tensor, report: Report) -> bool:
+        """Clip and step, unless the loss of all ranks or the gradient is not finite; return whether it stepped."""
+        start = self._now()
+        if self.mesh.size() > 1:
+            dist.all_reduce(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.actor.grad_clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+        else:
+            report.skipped += 1
+        self.optimizer.zero_grad()
+        report.losses.append(float(loss))
+        report.grad_norms.append(float(norm))
+        report.seconds["optimizer"] += self._now() - start
+        return finite
+
+    def _with_sequence_ratio(self, tokens: Tokens, hidden: Tensor, head: Head, samples: Sequence[Sample]) -> Tokens:
+        """Add the log importance ratio of whole sequences where the objective weighs by it: one more pass of the head."""
+        if self.config.algorithm.rollout_correction.rollout_is != "sequence":
+            return tokens
+        with torch.no_grad():
+            before = self._sampled_logp(hidden.detach(), head, tokens) if tokens.old_logp is None else tokens.old_logp
+        counts = [len(s.response_ids) for s in samples]
+        sums = [part.sum().expand(n) for part, n in zip((before - tokens.sampler_logp).split(counts), counts, strict=True)]
+        return Tokens(tokens.targets, tokens.sampler_logp, tokens.advantage, tokens.old_logp, torch.cat(sums) if sums else before)
+
+    def _sampled_logp(self, hidden: Tensor, head: Head, tokens: Tokens) -> Tensor:
+        parts = [
+            sampled_logp(head.logits(hidden[rows]) / self.temperature, tokens.targets[rows])
+            for rows in chunks(len(hidden), len(head.weight))
+        ]
+        return torch.cat([*parts, hidden.new_empty(0, dtype=torch.float32)])
+
+    def _pack(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> forest.Forest:
+        # a rank with nothing left still runs the passes the others run, on one token without rows
+        return forest.build(sequences or [(np.zeros(1, np.int32), np.empty(0, np.int32))])
+
+    def _run(self, model: ForestLM, packed: forest.Forest, then):
+        return model(packed, plan_attention(packed, self.device), then)
+
+    def _tokens(self, samples: Sequence[Sample], old_logp: list[np.ndarray] | None) -> Tokens:
+        return Tokens(
+            targets=self._flat([s.response_ids for s in samples]).long(),
+            sampler_logp=self._flat([s.sampler_logp for s in samples]).float(),
+            advantage=self._flat([np.full(len(s.response_ids), s.advantage, np.float32) for s in samples]).float(),
+            old_logp=None if old_logp is None else self._flat(old_logp).float(),
+        )
+
+    def _flat(self, parts: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate([*parts, np.empty(0, parts[0].dtype if len(parts) else np.float32)])).to(self.device)
+
+    @staticmethod
+    def _by_sample(micro: Sequence[int], samples: Sequence[Sample], records: dict[str, Tensor]):
+        """Yield (position, records of that sample) from records of all tokens laid end to end."""
+        arrays = {name: value.float().cpu().numpy() for name, value in records.items()}
+        ends = np.cumsum([len(s.response_ids) for s in samples])
+        for i, s, end in zip(micro, samples, ends, strict=True):
+            yield i, {name: array[end - len(s.response_ids) : end].copy() for name, array in arrays.items()}
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the student's weights whole, by the model's own names, on the CPU in `dtype`."""
+        self.student.reshard()
+        return whole_weights(self.student, dtype)
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of the training state, and from rank 0 `huggingface/`, into an existing folder.
+
+        Raises OSError if it cannot be written.
+        """
+        self.student.reshard()
+        weights = self.weights(compute_dtype(self.actor.fsdp_config.param_dtype, self.device))
+        with state.writing(folder):
+            state.save(Path(folder), self.student, self._average, self.optimizer)
+            if self.rank == 0:
+                state.save_huggingface(Path(folder) / "huggingface", self.student.lm, weights, self.config.actor_rollout_ref.model.path)
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote, on any number of ranks."""
+        self.student.reshard()
+        state.load(Path(folder), self.student, self._average, self.optimizer)
+
+    @property
+    def _average(self) -> ForestLM | None:
+        """The second model if it is an average of the student; a fixed one is not saved, it is where it came from."""
+        return self.second if self.average_rate > 0 else None
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that `param_dtype` names; auto is bfloat16 on GPU and float32 on CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)

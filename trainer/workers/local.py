@@ -1,0 +1,49 @@
+"""Actor and engine in this process, one rank, without Ray: tests, benchmarks, experiments."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trainer.batching import Plan
+from trainer.config.schema import Config
+from trainer.engines.base import Response, Sampling, checksums
+from trainer.types import Batch
+from trainer.workers.actor import Actor
+from trainer.workers.base import Report, Workers, compare_checksums, shares
+from trainer.workers.setup import build_engine, engine_dtype
+
+
+class LocalWorkers(Workers):
+    """One rank and one engine, called directly."""
+
+    world_size = 1
+
+    def __init__(self, config: Config, device: str = "cpu") -> None:
+        self.dtype = engine_dtype(torch.device(device))
+        self.actor = Actor(config, device=device)
+        self.engine = build_engine(config, device)
+
+    def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[Response]]:
+        yield from self.engine.generate(prompts, seeds, sampling)
+
+    def update(self, batch: Batch, plan: Plan, learning_rate: float) -> Report:
+        self.engine.sleep()
+        (share,) = shares(batch, plan)
+        report = self.actor.update(share, learning_rate)
+        self.engine.wake()
+        return report
+
+    def sync(self) -> None:
+        weights = self.actor.weights(self.dtype)
+        compare_checksums(checksums(weights, self.dtype), self.engine.load_weights(weights), engine=0)
+
+    def save(self, folder: Path) -> None:
+        self.actor.save(str(folder))
+
+    def load(self, folder: Path) -> None:
+        self.actor.load(str(folder))
+
+    def close(self) -> None:
+        self.engine.close()

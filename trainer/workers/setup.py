@@ -1,0 +1,52 @@
+"""What both kinds of workers need to start: devices, threads, the engine of a configuration."""
+
+import os
+
+import torch
+
+from trainer import engines, models
+from trainer.config.schema import Config
+from trainer.engines.base import Engine
+from trainer.errors import UserError
+
+
+def choose_device(config: Config) -> str:
+    """Return "cuda" or "cpu" for `trainer.device`; raise UserError if there are fewer GPUs than ranks on this node."""
+    device = config.trainer.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        here = torch.cuda.device_count()
+        if here == 0:
+            raise UserError(
+                "trainer.device=cuda, but this machine shows no GPU to PyTorch: trainer.device=cpu, or a PyTorch build with CUDA."
+            )
+        if config.trainer.nnodes == 1 and config.trainer.n_gpus_per_node > here:
+            raise UserError(
+                f"trainer.n_gpus_per_node={config.trainer.n_gpus_per_node}, but {here} are visible: lower it (N_GPUS_PER_NODE)."
+            )
+    return device
+
+
+def engine_dtype(device: torch.device) -> torch.dtype:
+    """Return what the sampler computes in: bfloat16 on GPU, float32 on CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def build_engine(config: Config, device: str) -> Engine:
+    """Return the engine `rollout.name`, with the student's initial weights."""
+    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+    chat = models.load_chat(model.path, {}, trust_remote_code=model.trust_remote_code)
+    return engines.engine_class(rollout.name)(
+        model.path,
+        stop_ids=chat.stop_ids(models.generation_eos(model.path)),
+        device=device,
+        dtype=engine_dtype(torch.device(device)),
+        max_num_seqs=rollout.max_num_seqs,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def use_threads(processes: int) -> None:
+    """Give this process its part of the cores. Ray would give one thread; torch alone would give all to each."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
