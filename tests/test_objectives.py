@@ -1,0 +1,259 @@
+"""Objectives: aggregation, importance weights, the published loss vectors, what is trained and what is not."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tools import group
+from trainer import config, objectives
+from trainer.chat import Chat
+from trainer.config.schema import Config
+from trainer.errors import UserError
+from trainer.models import load_chat
+from trainer.objectives.aggregate import LOSS_AGG_MODES, sequence_weights
+from trainer.objectives.base import Tokens, entropy, sampled_logp
+from trainer.objectives.importance import sampler_weight, truncated_ratio
+from trainer.objectives.kl import kl_estimate
+from trainer.objectives.vanilla import grpo_advantages
+from trainer.types import Group, Outcome, Prompt, Rollout, Verdict
+
+STUDENT = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0]])
+TEACHER = torch.tensor([[0.5, 2.0, 1.0, -0.5, -3.0]])
+KEY = "actor_rollout_ref.actor"
+
+
+@pytest.fixture(scope="module")
+def chat(random_model) -> Chat:
+    return load_chat(str(random_model), {})
+
+
+def settings(name: str = "sdpo", *overrides: str) -> Config:
+    return config.load(name, list(overrides))
+
+
+def tokens(target: int = 1, *, sampler: float | None = None, old: float | None = None, advantage: float = 0.0, ratio: float | None = None):
+    logp = sampled_logp(STUDENT, torch.tensor([target]))
+    return Tokens(
+        targets=torch.tensor([target]),
+        sampler_logp=logp if sampler is None else torch.tensor([sampler]),
+        advantage=torch.tensor([advantage]),
+        old_logp=None if old is None else torch.tensor([old]),
+        sequence_log_ratio=None if ratio is None else torch.tensor([ratio]),
+    )
+
+
+# aggregation
+
+
+@given(st.sampled_from(list(LOSS_AGG_MODES)), st.lists(st.integers(0, 9), min_size=1, max_size=8))
+def test_aggregation_is_the_formula_of_its_name(mode, lengths):
+    losses = [np.arange(1, n + 1, dtype=float) * (i + 1) for i, n in enumerate(lengths)]
+    weights = sequence_weights(mode, lengths, max_response_length=20)
+    got = sum(float((loss * weight).sum()) for loss, weight in zip(losses, weights, strict=True))
+    full = [loss for loss in losses if len(loss)]
+    if not full:
+        assert got == 0
+        return
+    wanted = {
+        "token-mean": np.concatenate(full).mean(),
+        "seq-mean-token-sum": np.mean([loss.sum() for loss in full]),
+        "seq-mean-token-mean": np.mean([loss.mean() for loss in full]),
+        "seq-mean-token-sum-norm": np.mean([loss.sum() for loss in full]) / 20,
+    }[mode]
+    assert got == pytest.approx(wanted)
+
+
+# importance weights
+
+
+def test_truncated_importance_published_vector():
+    assert truncated_ratio(torch.tensor([0.0, 1.0, -1.0, 30.0]), 2.0).tolist() == pytest.approx([1, 2, 0.367879, 2], abs=1e-6)
+    assert torch.isfinite(truncated_ratio(torch.tensor([1e6, -1e6]), 2.0)).all()
+
+
+def test_weights_against_the_sampler():
+    student = torch.tensor([-1.0], requires_grad=True)
+    assert sampler_weight(tokens(sampler=-1.5), student, mode="token", cap=2.0).item() == pytest.approx(np.exp(0.5))
+    assert sampler_weight(tokens(sampler=-9.0), student, mode="token", cap=2.0).item() == pytest.approx(2.0)
+    assert sampler_weight(tokens(sampler=-9.0), student, mode=None, cap=2.0).item() == 1.0
+    assert sampler_weight(tokens(ratio=0.1), student, mode="sequence", cap=2.0).item() == pytest.approx(np.exp(0.1))
+    # with several optimizer steps the student before the step counts, not the moving one
+    assert sampler_weight(tokens(sampler=-1.5, old=-1.2), student, mode="token", cap=2.0).item() == pytest.approx(np.exp(0.3))
+    assert not sampler_weight(tokens(sampler=-1.5), student, mode="token", cap=2.0).requires_grad
+
+
+# sdpo
+
+
+def sdpo_loss(cfg: Config, known: Tokens, student=STUDENT):
+    return objectives.build(cfg).token_loss(student, TEACHER, known)
+
+
+def test_sdpo_loss_is_the_divergence():
+    loss, records = sdpo_loss(settings("sdpo", f"{KEY}.self_distillation.distillation_topk=2"), tokens())
+    assert loss.item() == pytest.approx(0.143211, abs=5e-7)
+    assert records["divergence"].item() == pytest.approx(0.143211, abs=5e-7)
+    assert records["importance_weight"].item() == pytest.approx(1.0)
+
+
+def test_sampled_token_surrogate_published_vector():
+    cfg = settings("sdpo", f"{KEY}.self_distillation.full_logit_distillation=False", f"{KEY}.self_distillation.alpha=1.0")
+    student = STUDENT.clone().requires_grad_()
+    loss, _ = sdpo_loss(cfg, tokens(1), student)
+    assert loss.item() == pytest.approx(1.354956, abs=5e-7)
+    # its expected gradient under the student is that of KL(student || teacher)
+    total = torch.zeros(1, 5)
+    for word in range(5):
+        student = STUDENT.clone().requires_grad_()
+        loss, _ = sdpo_loss(cfg, tokens(word), student)
+        loss.sum().backward()
+        total += torch.softmax(STUDENT, -1)[0, word] * student.grad
+    reverse = STUDENT.clone().requires_grad_()
+    (reverse.softmax(-1) * (reverse.log_softmax(-1) - TEACHER.log_softmax(-1))).sum().backward()
+    assert torch.allclose(total, reverse.grad, atol=1e-6)
+
+
+def test_is_clip_counts_with_several_optimizer_steps_only():
+    cfg = settings("sdpo", "algorithm.rollout_correction.rollout_is=null")
+    now = sampled_logp(STUDENT, torch.tensor([1])).item()
+    on_policy, _ = sdpo_loss(cfg, tokens())
+    moved, _ = sdpo_loss(cfg, tokens(old=now - 0.5))
+    far, _ = sdpo_loss(cfg, tokens(old=now - 5))
+    assert moved.item() == pytest.approx(on_policy.item() * np.exp(0.5), rel=1e-5)
+    assert far.item() == pytest.approx(on_policy.item() * 2.0, rel=1e-5)
+    off, _ = sdpo_loss(
+        settings("sdpo", "algorithm.rollout_correction.rollout_is=null", f"{KEY}.self_distillation.is_clip=null"), tokens(old=now - 5)
+    )
+    assert off.item() == pytest.approx(on_policy.item())
+
+
+def test_differently_padded_vocabularies_are_compared_over_the_common_words():
+    cfg = settings()
+    padded = torch.cat([TEACHER, torch.full((1, 3), -20.0)], -1)
+    loss, _ = objectives.build(cfg).token_loss(STUDENT, padded, tokens())
+    assert loss.item() == pytest.approx(sdpo_loss(cfg, tokens())[0].item(), abs=1e-6)
+
+
+def chains_group(scores, lengths=None, uid="u"):
+    prompt = Prompt(uid, "tiny_chains", [{"role": "user", "content": "1+2"}], token_ids=np.array([5, 6, 7], np.int32))
+    base = group(scores, prompt=prompt, texts=[f"1+2={i}" for i in range(len(scores))])
+    rollouts = [
+        Rollout(r.text, np.arange(n, dtype=np.int32), np.zeros(n, np.float32))
+        for r, n in zip(base.rollouts, lengths or [3] * len(scores), strict=True)
+    ]
+    return Group(prompt, rollouts, base.verdicts)
+
+
+def mopd(*more: str) -> Config:
+    distill = f"{KEY}.self_distillation"
+    return settings(
+        "sdpo",
+        f"{distill}.include_another_solution=True",
+        f"{distill}.include_failure_solution=True",
+        f"{distill}.failure_solution_condition=always",
+        *more,
+    )
+
+
+def test_sdpo_trains_on_rollouts_with_a_context_and_shares_the_rendering(chat):
+    groups = [chains_group([1, 0, 0, 1], uid="mixed"), chains_group([0, 0, 0, 0], uid="fail"), chains_group([1, 1, 1, 1], uid="pass")]
+    batch = objectives.build(mopd()).prepare(groups, chat, step=1)
+    assert [(s.group, s.index) for s in batch.samples] == [(g, i) for g in range(3) for i in range(4)]
+    assert [s.passed for s in batch.samples[:4]] == [True, False, False, True]
+    by_context = {id(s.context_ids) for s in batch.samples[4:8]}
+    assert len(by_context) == 2  # all but the shown failure share one prompt
+    fractions = {
+        name: batch.metrics[f"self_distillation/{name}"]
+        for name in ("success_group_fraction", "reprompt_sample_fraction", "failure_solution_fraction")
+    }
+    assert fractions == {
+        "success_group_fraction": pytest.approx(2 / 3),
+        "reprompt_sample_fraction": 1.0,
+        "failure_solution_fraction": pytest.approx(2 / 3),
+    }
+
+
+def test_sdpo_leaves_out_rollouts_with_nothing_to_learn_from(chat):
+    sdpo = settings("sdpo")  # one success, no failures
+    groups = [chains_group([1, 0, 0]), chains_group([0, 0, 0]), chains_group([1, 1, 0], lengths=[2, 0, 2])]
+    batch = objectives.build(sdpo).prepare(groups, chat, step=1)
+    # the lone success of group 0, all of group 1, and the empty response of group 2 are out
+    assert [(s.group, s.index) for s in batch.samples] == [(0, 1), (0, 2), (2, 0), (2, 2)]
+    assert batch.metrics["self_distillation/reprompt_sample_fraction"] == pytest.approx(5 / 9)
+
+
+# vanilla
+
+
+def test_grpo_advantages():
+    assert grpo_advantages([1, 0, 0, 1], normalise_by_std=False).tolist() == [0.5, -0.5, -0.5, 0.5]
+    normal = grpo_advantages([1, 0, 0, 1], normalise_by_std=True)
+    assert normal[0] == pytest.approx(0.5 / (np.std([1, 0, 0, 1], ddof=1) + 1e-6))
+    assert grpo_advantages([0.7], normalise_by_std=True).tolist() == [0.7]
+
+
+def test_grpo_runs_no_pass_for_a_zero_advantage_but_counts_it(chat):
+    groups = [chains_group([1, 0]), chains_group([1, 1])]
+    batch = objectives.build(settings("baseline_grpo")).prepare(groups, chat, step=1)
+    assert [s.active for s in batch.samples] == [True, True, False, False]
+    with_kl = objectives.build(settings("baseline_grpo", f"{KEY}.use_kl_loss=True")).prepare(groups, chat, step=1)
+    assert all(s.active and s.context_ids is s.prompt_ids for s in with_kl.samples)
+
+
+def vanilla(advantage, old, *overrides):
+    student = STUDENT.clone().requires_grad_()
+    loss, records = objectives.build(settings("baseline_grpo", "algorithm.rollout_correction.rollout_is=null", *overrides)).token_loss(
+        student, None, tokens(old=old, advantage=advantage)
+    )
+    loss.sum().backward()
+    return loss.item(), records, student.grad
+
+
+def test_ppo_clipping():
+    now = sampled_logp(STUDENT, torch.tensor([1])).item()
+    on_policy, _, grad = vanilla(1.0, None)
+    assert on_policy == pytest.approx(-1.0) and grad[0, 1] < 0  # the sampled word is pushed up
+    for log_ratio, advantage, wanted, clipped in (
+        (0.1, 1.0, -np.exp(0.1), 0),
+        (0.5, 1.0, -1.28, 1),  # clip-higher
+        (-0.5, -1.0, 0.8, 1),
+        (0.5, -1.0, np.exp(0.5), 0),
+        (2.0, -1.0, 3.0, 0),  # dual clip
+    ):
+        loss, records, grad = vanilla(advantage, now - log_ratio)
+        assert loss == pytest.approx(wanted, rel=1e-5)
+        assert records["clipped"].item() == clipped
+        assert (grad.abs().sum() > 0) == (not clipped and log_ratio != 2.0)
+
+
+def test_kl_to_a_reference_and_entropy_bonus():
+    cfg = settings("baseline_grpo", f"{KEY}.use_kl_loss=True", f"{KEY}.kl_loss_coef=0.5", f"{KEY}.entropy_coeff=0.1")
+    objective = objectives.build(cfg)
+    assert objective.second_model == "reference"
+    loss, records = objective.token_loss(STUDENT, TEACHER, tokens(advantage=0.0))
+    log_ratio = (sampled_logp(STUDENT, torch.tensor([1])) - sampled_logp(TEACHER, torch.tensor([1]))).item()
+    k3 = np.exp(-log_ratio) - 1 + log_ratio
+    assert records["reference_kl"].item() == pytest.approx(k3, rel=1e-5)
+    assert loss.item() == pytest.approx(0.5 * k3 - 0.1 * entropy(STUDENT).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("kl", -0.5), ("abs", 0.5), ("mse", 0.125), ("low_var_kl", np.exp(0.5) - 1.5)])
+def test_kl_estimates(kind, wanted):
+    assert kl_estimate(kind, torch.tensor([-1.5]), torch.tensor([-1.0])).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_entropy_of_uniform_and_certain():
+    assert entropy(torch.zeros(1, 8)).item() == pytest.approx(np.log(8))
+    assert entropy(torch.tensor([[0.0, -torch.inf]])).item() == 0
+
+
+def test_unknown_loss_mode_lists_the_known():
+    with pytest.raises(UserError, match=r"loss_mode='spdo'.*sdpo, vanilla"):
+        objectives.check("spdo")
+
+
+def test_verdict_record_has_the_published_keys():
+    record = Verdict(Outcome.FAIL, 0.0, 0.5, pred="B", feedback="no", details={"timed_out": False}).record()
+    assert {"score", "acc", "pred", "incorrect_format", "feedback", "timed_out"} <= record.keys()
