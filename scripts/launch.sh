@@ -1,0 +1,150 @@
+# What the run_local_*.sh scripts share: environment flags and arguments to Hydra overrides, then the trainer.
+#
+#   launch KIND ARGUMENT ...       KIND is sdpo, grpo, ts or eval; arguments are [suffix] [key=value ...]
+#
+# Every flag below is a default only: an environment variable wins over it, a key=value argument over both.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$ROOT/scripts/env.sh"
+
+FLAGS=(DATA_PATH VAL_DATA_PATH MODEL_PATH TEACHER_MODEL_PATH CKPT_PATH EVAL_N INCLUDE_PRIMARY_SOLUTION INCLUDE_ANOTHER_SOLUTION
+  INCLUDE_FAILURE_SOLUTION FAILURE_SOLUTION_CONDITION DONTS_REPROMPT_ON_SELF_SUCCESS ALPHA LR SEED TRAIN_BATCH_SIZE ROLLOUT_BATCH_SIZE
+  ROLLOUT_BACKEND ROLLOUT_PROMPT_LENGTH ROLLOUT_RESPONSE_LENGTH N_GPUS_PER_NODE NNODES CKPT_DIR ROLLOUT_DATA_DIR VALIDATION_DATA_DIR
+  WANDB_MODE WANDB_PROJECT)
+
+# The path as seen from where the script was called, if it is one there; else as it is (a hub name, a path in the project).
+from_here() { if [ -e "$CALLED_FROM/$1" ] && [ "${1#/}" = "$1" ]; then printf '%s' "$CALLED_FROM/$1"; else printf '%s' "$1"; fi; }
+out_here() { if [ "${1#/}" = "$1" ]; then printf '%s' "$CALLED_FROM/$1"; else printf '%s' "$1"; fi; }
+
+# A comma-separated list of paths as a Hydra list.
+hydra_list() {
+  local part out=()
+  while IFS= read -r part; do [ -z "$part" ] || out+=("'$(from_here "$part")'"); done < <(tr ',' '\n' <<<"$1")
+  (IFS=,; printf '[%s]' "${out[*]}")
+}
+
+max() { local m=$1; for n in "$@"; do [ "$n" -le "$m" ] || m=$n; done; printf '%s' "$m"; }
+
+launch() {
+  local kind=$1 suffix="" overrides=() options=() argument flag set_flags=""
+  shift
+  for flag in "${FLAGS[@]}"; do [ -z "${!flag+x}" ] || set_flags+="$flag=$(printf %q "${!flag}") "; done
+  MOPD_COMMAND="${set_flags}bash $(basename "$0")$(printf ' %q' "$@")"
+  export MOPD_COMMAND
+  for argument in "$@"; do
+    case "$argument" in
+      --*) options+=("$argument") ;;
+      *=*) overrides+=("$argument") ;;
+      *)
+        [ -z "$suffix" ] || die "two suffixes: '$suffix' and '$argument'. Usage: bash $(basename "$0") [suffix] [key=value ...]"
+        suffix=$argument
+        ;;
+    esac
+  done
+  CALLED_FROM=$PWD
+  cd "$ROOT" || exit 2
+
+  local gpu=false tiny=false
+  if has_gpu; then gpu=true; fi
+  if [ "${MODEL_PATH:-}" = tiny ]; then
+    tiny=true
+  elif [ -z "${MODEL_PATH:-}${DATA_PATH:-}${CKPT_PATH:-}" ]; then
+    if ! [ -e datasets/lcb_v6 ]; then
+      tiny=true
+    elif ! $gpu; then
+      tiny=true
+      say "no GPU here: running the embedded default instead of Qwen/Qwen3-4B on datasets/lcb_v6 (MODEL_PATH and DATA_PATH choose otherwise)"
+    fi
+  fi
+  use_environment
+
+  # Rollouts
+  if [ -z "${ROLLOUT_BACKEND:-}" ]; then
+    ROLLOUT_BACKEND=hf
+    if $gpu; then
+      ROLLOUT_BACKEND=vllm
+      if "$PYTHON" -c 'import sys; from trainer import engines; sys.exit("vllm" in engines.ENGINES)'; then
+        say "ROLLOUT_BACKEND would be vllm on this machine; that engine is not there yet, so hf generates"
+        ROLLOUT_BACKEND=hf
+      fi
+    fi
+  fi
+  N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-$(if $gpu; then visible_gpus; else echo 1; fi)}
+
+  # Model, data and sizes: the embedded default has its own
+  local recipe=() model_name data_name
+  if $tiny; then
+    say "the embedded default: a tiny model that really learns (its base model makes built-in mistakes)"
+    local made=(--models models --datasets datasets)
+    case "$kind" in ts) made+=(--teacher) ;; esac
+    case " ${options[*]} " in *" --cfg "*) ;; *) "$PYTHON" -m experiments.tiny.make "${made[@]}" || exit 2 ;; esac
+    MODEL_PATH=models/tiny-chains DATA_PATH=${DATA_PATH:-datasets/tiny_chains} TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-models/tiny-chains-teacher}
+    ROLLOUT_PROMPT_LENGTH=${ROLLOUT_PROMPT_LENGTH:-32} ROLLOUT_RESPONSE_LENGTH=${ROLLOUT_RESPONSE_LENGTH:-48}
+    TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-8} LR=${LR:-1e-3}
+    model_name=tiny data_name=chains
+    recipe=(
+      trainer.total_training_steps=40 trainer.test_freq=20 trainer.save_freq=20
+      actor_rollout_ref.actor.optim.lr_warmup_steps=0 actor_rollout_ref.actor.optim.lr_scheduler_type=linear
+      actor_rollout_ref.actor.optim.min_lr_ratio=0.1 'actor_rollout_ref.actor.optim.betas=[0.9,0.95]'
+      actor_rollout_ref.actor.self_distillation.max_reprompt_len=256
+      actor_rollout_ref.actor.self_distillation.distillation_topk=16 # of 54 words: the tail is exercised
+    )
+  else
+    MODEL_PATH=$(from_here "${MODEL_PATH:-Qwen/Qwen3-4B}") DATA_PATH=${DATA_PATH:-datasets/lcb_v6}
+    TEACHER_MODEL_PATH=$(from_here "${TEACHER_MODEL_PATH:-Qwen/Qwen3-14B}")
+    ROLLOUT_PROMPT_LENGTH=${ROLLOUT_PROMPT_LENGTH:-2048} ROLLOUT_RESPONSE_LENGTH=${ROLLOUT_RESPONSE_LENGTH:-4096}
+    TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-32} LR=${LR:-1e-5}
+    model_name=$(basename "$MODEL_PATH") data_name=$(basename "${DATA_PATH%%,*}" .parquet)
+    recipe=(
+      actor_rollout_ref.actor.optim.lr_warmup_steps=10
+      "actor_rollout_ref.actor.self_distillation.max_reprompt_len=$(max 10240 $((ROLLOUT_PROMPT_LENGTH + 2 * ROLLOUT_RESPONSE_LENGTH)))"
+      "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=$(max 18944 $((ROLLOUT_PROMPT_LENGTH + 3 * ROLLOUT_RESPONSE_LENGTH)) $((10240 + ROLLOUT_RESPONSE_LENGTH)))"
+    )
+  fi
+  local val=${VAL_DATA_PATH:-}
+  if [ -z "$val" ]; then # the test.parquet beside the training data
+    val=$(from_here "${DATA_PATH%%,*}")
+    [ "${val%.parquet}" = "$val" ] || val=$(dirname "$val")/test.parquet
+  fi
+
+  # Where a run's outputs go, and its sinks
+  local name="$kind-$model_name-$data_name${suffix:+-$suffix}" sinks="[console]"
+  if [ -z "${WANDB_MODE:-}" ]; then
+    WANDB_MODE=offline
+    if [ -n "${WANDB_API_KEY:-}" ] || grep -qs 'machine api.wandb.ai' "$HOME/.netrc"; then WANDB_MODE=online; fi
+  fi
+  export WANDB_MODE
+  [ "$WANDB_MODE" = disabled ] || sinks="[console,wandb]"
+
+  local common=(
+    "data.train_files=$(hydra_list "$DATA_PATH")" "data.val_files=$(hydra_list "$val")"
+    "actor_rollout_ref.model.path='$MODEL_PATH'"
+    "actor_rollout_ref.rollout.name=$ROLLOUT_BACKEND" "actor_rollout_ref.rollout.n=${ROLLOUT_BATCH_SIZE:-8}"
+    "data.max_prompt_length=$ROLLOUT_PROMPT_LENGTH" "data.max_response_length=$ROLLOUT_RESPONSE_LENGTH"
+    "data.train_batch_size=$TRAIN_BATCH_SIZE" "actor_rollout_ref.actor.ppo_mini_batch_size=$TRAIN_BATCH_SIZE"
+    "data.seed=${SEED:-42}" "actor_rollout_ref.actor.optim.lr=$LR"
+    "trainer.n_gpus_per_node=$N_GPUS_PER_NODE" "trainer.nnodes=${NNODES:-1}"
+    "trainer.experiment_name='$name'" "trainer.project_name='${WANDB_PROJECT:-mopd}'" "trainer.logger=$sinks"
+    "trainer.default_local_dir='$(out_here "${CKPT_DIR:-$ROOT/checkpoints/$name}")'"
+    "trainer.rollout_data_dir='$(out_here "${ROLLOUT_DATA_DIR:-$ROOT/rollouts/$name}")'"
+    "trainer.validation_data_dir='$(out_here "${VALIDATION_DATA_DIR:-$ROOT/validation/$name}")'"
+    "trainer.log_dir='$ROOT/logs/$name'"
+  )
+  local distill=actor_rollout_ref.actor.self_distillation
+  local peers=(
+    "$distill.include_primary_solution=${INCLUDE_PRIMARY_SOLUTION:-True}"
+    "$distill.include_another_solution=${INCLUDE_ANOTHER_SOLUTION:-True}"
+    "$distill.include_failure_solution=${INCLUDE_FAILURE_SOLUTION:-True}"
+    "$distill.failure_solution_condition=${FAILURE_SOLUTION_CONDITION:-always}"
+    "$distill.dont_reprompt_on_self_success=${DONTS_REPROMPT_ON_SELF_SUCCESS:-True}"
+    "$distill.alpha=${ALPHA:-0.5}"
+  )
+  local config=sdpo
+  case "$kind" in
+    sdpo) common+=("${peers[@]}") ;;
+    grpo) config=baseline_grpo ;;
+    ts) common+=("${peers[@]}" "actor_rollout_ref.ref.model.path='$TEACHER_MODEL_PATH'" "$distill.teacher_update_rate=0") ;;
+    eval) common+=(trainer.val_only=True "actor_rollout_ref.rollout.val_kwargs.n=${EVAL_N:-8}") ;;
+  esac
+  exec "$PYTHON" -m trainer.main --config-name "$config" "${options[@]}" "${recipe[@]}" "${common[@]}" "${overrides[@]}"
+}
