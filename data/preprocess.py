@@ -52,6 +52,8 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number from 1, record) of a JSON array or of a file with one JSON object per line."""
     with path.open(encoding="utf-8") as file:
         first = file.read(1)
+        if not first:
+            raise RecordError(f"{path} holds no record")
         file.seek(0)
         if first == "[":
             try:
@@ -68,7 +70,9 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def to_row(record: dict[str, Any], split: str, where: str) -> dict[str, Any]:
-    """Return the Parquet row of one record; `where` names it in errors."""
+    """Return the Parquet row of one record; `where` names it in errors. Raises RecordError if it is malformed."""
+    if not isinstance(record, dict):
+        raise RecordError(f"{where} is not an object")
     for field in REQUIRED:
         if not isinstance(record.get(field), str) or not record[field].strip():
             raise RecordError(f"{where}: field {field!r} is missing or empty")

@@ -56,12 +56,11 @@ def resolve(path: str, key: str, *, trust_remote_code: bool = False) -> Any:
 def nearest_model(path: str) -> str | None:
     """Return the published name someone who wrote `path` most likely meant, or None."""
     wanted = path.lower().rsplit("/", 1)[-1]
-    beginnings = [name for name in KNOWN_MODELS if wanted.startswith(name.lower().rsplit("/", 1)[-1])]
-    if beginnings:
-        return max(beginnings, key=len)
     bare = {name.lower().rsplit("/", 1)[-1]: name for name in KNOWN_MODELS}
-    close = difflib.get_close_matches(wanted, bare, n=1, cutoff=0.75)
-    return bare[close[0]] if close else None
+    misspelt = difflib.get_close_matches(wanted, bare, n=1, cutoff=0.9)
+    with_more = sorted((name for name in bare if wanted.startswith(name)), key=len, reverse=True)
+    similar = difflib.get_close_matches(wanted, bare, n=1, cutoff=0.75)
+    return next((bare[name] for name in (*misspelt, *with_more, *similar)), None)
 
 
 @functools.cache
