@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tools import ROOT, make_random_model, overrides
-from trainer import config
+from trainer import config, fused
 from trainer.batching import make_plan
 from trainer.divergence import token_divergence
+from trainer.metrics import update_metrics
 from trainer.types import Batch, Sample
 from trainer.workers.actor import Actor
 from trainer.workers.base import merge, shares
@@ -53,7 +54,7 @@ def run(cfg, data: Batch, steps: int = 1):
     return report, actor.weights(torch.float32), actor
 
 
-def reference_loss(model: Path, data: Batch, *, sequence_weights: bool = False):
+def reference_loss(model: Path, data: Batch, *, sequence_weights: bool = False, temperature: float = 1.0):
     """The sdpo loss written down plainly: one sequence at a time, full logits, float32."""
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     teacher = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
@@ -63,7 +64,7 @@ def reference_loss(model: Path, data: Batch, *, sequence_weights: bool = False):
 
         def logits(lm, prompt, s=s):
             path = torch.from_numpy(np.concatenate([prompt, s.response_ids]).astype(np.int64))[None]
-            return lm(path).logits[0, len(prompt) - 1 : -1]
+            return lm(path).logits[0, len(prompt) - 1 : -1] / temperature
 
         own = logits(student, s.prompt_ids)
         with torch.no_grad():
@@ -77,13 +78,18 @@ def reference_loss(model: Path, data: Batch, *, sequence_weights: bool = False):
     return loss.item(), {name: p.grad for name, p in student.named_parameters()}
 
 
-@pytest.mark.parametrize("correction", ["token", "sequence"])
-def test_update_is_the_gradient_of_the_definition(random_model, correction):
+@pytest.mark.parametrize(("correction", "temperature"), [("token", 1.0), ("token", 0.7), ("sequence", 0.7)])
+def test_update_is_the_gradient_of_the_definition(random_model, correction, temperature):
     data = batch()
-    cfg = settings(random_model, f"algorithm.rollout_correction.rollout_is={correction}", f"{KEY}.self_distillation.teacher_update_rate=0")
+    cfg = settings(
+        random_model,
+        f"algorithm.rollout_correction.rollout_is={correction}",
+        f"actor_rollout_ref.rollout.temperature={temperature}",
+        f"{KEY}.self_distillation.teacher_update_rate=0",
+    )
     before = AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.float32).state_dict()
     report, after, _ = run(cfg, data)
-    loss, grads = reference_loss(random_model, data, sequence_weights=correction == "sequence")
+    loss, grads = reference_loss(random_model, data, sequence_weights=correction == "sequence", temperature=temperature)
     assert report.losses[0] == pytest.approx(loss, rel=1e-5)
     assert report.grad_norms[0] == pytest.approx(torch.stack([g.norm() for g in grads.values()]).norm().item(), rel=1e-4)
     for name, grad in grads.items():  # one Adam step with betas 0 and eps 1 moves by lr * g / (|g| + 1)
@@ -110,6 +116,25 @@ def test_micro_batches_do_not_change_the_gradient(random_model, mode):
 def test_a_token_budget_does_not_change_the_gradient(random_model):
     small = (f"{KEY}.ppo_max_token_len_per_gpu=296", f"{KEY}.self_distillation.max_reprompt_len=256")
     assert_same(run(settings(random_model, *small), batch()), run(settings(random_model), batch()))
+
+
+def test_head_chunks_do_not_change_the_gradient(random_model, monkeypatch):
+    sequence = "algorithm.rollout_correction.rollout_is=sequence"
+    whole = run(settings(random_model, sequence), batch())
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 1000)  # some twenty rows
+    assert_same(run(settings(random_model, sequence), batch()), whole)
+
+
+def test_keeping_layers_whole_after_the_forward_pass_changes_nothing(random_model):
+    kept = settings(random_model, f"{KEY}.fsdp_config.reshard_after_forward=False")
+    assert_same(run(kept, batch(), steps=2), run(settings(random_model), batch(), steps=2))
+
+
+def test_bfloat16_computes_in_it_and_keeps_masters_in_float32(random_model):
+    half, whole = (run(settings(random_model, f"{KEY}.fsdp_config.param_dtype={name}"), batch()) for name in ("bfloat16", "float32"))
+    assert half[0].losses == pytest.approx(whole[0].losses, rel=0.02)
+    assert half[0].losses != whole[0].losses
+    assert {p.dtype for p in half[2].student.parameters()} == {torch.float32}
 
 
 def test_gradient_checkpointing_does_not_change_the_gradient(random_model):
@@ -150,6 +175,19 @@ def test_several_mini_batches_score_the_student_before_the_first(random_model):
     assert all(np.allclose(report.records[i]["importance_weight"], alone.records[i]["importance_weight"], atol=1e-4) for i in later)
 
 
+def test_the_gap_to_the_sampler_is_that_before_the_step(random_model):
+    """With several optimizer steps the student moves; that is not the sampler's doing."""
+    data = batch()
+    before = run(settings(random_model), data)[0]
+    for i, sample in enumerate(data.samples):
+        sample.sampler_logp[:] = before.records[i]["student_logp"]
+    report = run(settings(random_model, f"{KEY}.ppo_epochs=2"), data)[0]
+    assert len(report.losses) == 2
+    metrics = update_metrics(data.samples, report.records, {})
+    assert metrics["rollout/logp_gap_max"] < 1e-4
+    assert not np.allclose(report.records[0]["student_logp"], before.records[0]["student_logp"], atol=1e-3)
+
+
 def test_teacher_moves_toward_the_student_in_fp32(random_model):
     cfg = settings(random_model, f"{KEY}.self_distillation.teacher_update_rate=0.05")
     before = AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.float32).state_dict()
@@ -177,6 +215,7 @@ def test_a_loss_that_is_not_finite_skips_the_step(random_model):
     assert report.skipped == 1
     assert [i for i, r in report.records.items() if not np.isfinite(r["loss"]).all()] == [5]
     assert all(torch.equal(after[name], before[name]) for name in after)
+    assert all(torch.equal(weight.full_tensor(), before[name]) for name, weight in actor.second.lm.named_parameters())
     data.samples[5].sampler_logp[0] = -1.0
     plan = make_plan(data, 4, actor.actor, world_size=1, max_response_length=40)
     assert actor.update(shares(data, plan)[0], 0.1).skipped == 0  # and the next one is not poisoned
@@ -191,7 +230,7 @@ from trainer.workers.actor import Actor
 from trainer.workers.base import shares
 rank, world, address, model, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5])
 torch.set_num_threads(1)
-cfg = settings(model)
+cfg = settings(model, *sys.argv[6:])
 cfg.trainer.n_gpus_per_node = world
 actor = Actor(cfg, rank=rank, world_size=world, address=address)
 if out.joinpath("saved").is_dir():
@@ -201,6 +240,7 @@ plan = make_plan(data, 4, cfg.actor_rollout_ref.actor, world_size=world, max_res
 for _ in range(2):
     report = actor.update(shares(data, plan)[rank], 0.1)
 weights = actor.weights(torch.float32)
+assert bool(weights) == (rank == 0)
 torch.save({"report": report, "weights": weights}, out / f"{rank}.pt")
 lone = type(data)(data.samples[:1])  # one rank has nothing to train and still runs the passes of the other
 plan = make_plan(lone, 4, cfg.actor_rollout_ref.actor, world_size=world, max_response_length=40)
@@ -209,7 +249,7 @@ os._exit(0)  # as a killed Ray worker ends: torch's threads may abort an orderly
 """
 
 
-def spawn(world: int, model: Path, out: Path):
+def spawn(world: int, model: Path, out: Path, *overrides: str):
     out.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -217,7 +257,10 @@ def spawn(world: int, model: Path, out: Path):
     command = [sys.executable, "-c", TWO_RANKS]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(world), f"127.0.0.1:{port}", str(model), str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(world), f"127.0.0.1:{port}", str(model), str(out), *overrides],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(world)
     ]
@@ -226,6 +269,19 @@ def spawn(world: int, model: Path, out: Path):
         assert process.returncode == 0, errors
     results = [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(world)]
     return merge([result["report"] for result in results]), results[0]["weights"]
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_with_sequence_weights_and_two_steps_at_another_temperature(random_model, tmp_path):
+    more = (
+        "algorithm.rollout_correction.rollout_is=sequence",
+        "actor_rollout_ref.rollout.temperature=0.7",
+        f"{KEY}.ppo_mini_batch_size=2",
+        f"{KEY}.loss_agg_mode=seq-mean-token-mean",
+        f"{KEY}.entropy_coeff=0.01",
+        f"{KEY}.fsdp_config.reshard_after_forward=False",
+    )
+    assert_same(spawn(2, random_model, tmp_path / "two", *more), run(settings(random_model, *more), batch(), steps=2)[:2], tolerance=1e-5)
 
 
 @pytest.mark.slow

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from trainer import config, forest
 from trainer.batching import make_plan
-from trainer.config.schema import Actor
+from trainer.config.schema import ActorConfig
 from trainer.types import Batch, Sample
 
 
-def actor(**changes) -> Actor:
+def actor(**changes) -> ActorConfig:
     settings = config.load(
         "sdpo", [f"actor_rollout_ref.actor.{key}={value}" for key, value in changes.items() if key != "ppo_mini_batch_size"]
     )
@@ -87,6 +87,15 @@ def test_ranks_are_balanced_by_tokens_and_groups_stay_together():
     plan = make_plan(batch, 8, BASE, world_size=4, max_response_length=30)
     by_rank = [{batch.samples[i].group for micro in micros for i in micro} for micros in plan.mini_batches[0].ranks]
     assert sorted(map(len, by_rank)) == [2, 2, 2, 2] and len(set.union(*by_rank)) == 8
+
+
+def test_uneven_groups_are_balanced_too():
+    rng = np.random.default_rng(0)
+    batch = Batch([sample(g, i, 20, int(rng.integers(1, 400)), 50) for g in range(6) for i in range(8)])
+    roomy = type(BASE)(**{**vars(BASE), "ppo_max_token_len_per_gpu": 100_000})
+    plan = make_plan(batch, 6, roomy, world_size=4, max_response_length=400)
+    loads = [sum(len(batch.samples[i].response_ids) for micro in micros for i in micro) for micros in plan.mini_batches[0].ranks]
+    assert max(loads) <= 1.15 * np.mean(loads)
 
 
 def test_one_group_is_split_when_there_are_more_ranks():

@@ -52,6 +52,13 @@ REFUSED = [
     (["data.seed=many"], "data.seed.*many"),
     (["data.train_batch_size"], "key=value"),
     (["data.train_batch_size=30"], "30 prompts do not divide.*ppo_mini_batch_size=32"),
+    ([f"{DISTILL}.success_reward_threshold=nan"], "success_reward_threshold=nan: must be a finite number"),
+    (["actor_rollout_ref.actor.entropy_coeff=inf"], "entropy_coeff=inf: must be a finite number"),
+    (["actor_rollout_ref.actor.kl_loss_coef=-1"], "kl_loss_coef=-1.0: must be at least 0"),
+    (
+        ["actor_rollout_ref.ref.model.path=m", "actor_rollout_ref.actor.policy_loss.loss_mode=vanilla"],
+        "path='m' would not be used: .*use_kl_loss=True",
+    ),
     ([f"{DISTILL}.alpha=1.5"], "alpha=1.5: must be at least 0 and at most 1"),
     ([f"{DISTILL}.full_logit_distillation=False"], "needs .*alpha=1.0, not 0.5"),
     ([f"{DISTILL}.solution_template='no slot'"], "solution_template='no slot'.*{successful_previous_attempt} is missing"),

@@ -67,6 +67,11 @@ def test_log_probs_are_those_of_the_model(tmp_path, shape):
         assert response.finished or len(response.token_ids) == 70
 
 
+def test_top_k_is_k_words_also_among_equals():
+    logp = filtered_logp(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), Sampling(max_tokens=1, top_k=2))
+    assert torch.isfinite(logp).sum() == 2 and logp.exp().sum().item() == pytest.approx(1)
+
+
 def test_greedy_is_transformers_greedy(engine, lm):
     asked = prompts()
     out = collect(engine, asked, seeds_for(asked, 1), Sampling(max_tokens=25, greedy=True))

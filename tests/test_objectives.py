@@ -202,6 +202,21 @@ def test_grpo_runs_no_pass_for_a_zero_advantage_but_counts_it(chat):
     assert all(s.active and s.context_ids is s.prompt_ids for s in with_kl.samples)
 
 
+def test_a_rollout_that_could_not_be_judged_is_neither_punished_nor_counted(chat):
+    assert grpo_advantages([1, 0, np.nan, 1], normalise_by_std=False) == pytest.approx([1 / 3, -2 / 3, 0, 1 / 3])
+    assert grpo_advantages([1, 0, np.nan], normalise_by_std=True) == pytest.approx([0.5**0.5, -(0.5**0.5), 0], rel=1e-5)
+    assert grpo_advantages([np.nan, np.nan], normalise_by_std=True).tolist() == [0, 0]
+    judged = chains_group([1, 1, 1, 0])
+    broken = Group(judged.prompt, judged.rollouts, [*judged.verdicts[:3], Verdict(Outcome.ERROR, 0.0, 0.0)])
+    batch = objectives.build(settings("baseline_grpo")).prepare([broken], chat, step=1)
+    assert [s.advantage for s in batch.samples] == [0, 0, 0, 0] and not any(s.active for s in batch.samples)
+
+
+def test_an_entropy_bonus_keeps_zero_advantages_in_training(chat):
+    batch = objectives.build(settings("baseline_grpo", f"{KEY}.entropy_coeff=0.1")).prepare([chains_group([1, 1])], chat, step=1)
+    assert all(s.active for s in batch.samples)
+
+
 def vanilla(advantage, old, *overrides):
     student = STUDENT.clone().requires_grad_()
     loss, records = objectives.build(settings("baseline_grpo", "algorithm.rollout_correction.rollout_is=null", *overrides)).token_loss(
@@ -225,6 +240,7 @@ def test_ppo_clipping():
         loss, records, grad = vanilla(advantage, now - log_ratio)
         assert loss == pytest.approx(wanted, rel=1e-5)
         assert records["clipped"].item() == clipped
+        assert records["clipped_lower"].item() == (log_ratio == 2.0)
         assert (grad.abs().sum() > 0) == (not clipped and log_ratio != 2.0)
 
 
@@ -237,6 +253,13 @@ def test_kl_to_a_reference_and_entropy_bonus():
     k3 = np.exp(-log_ratio) - 1 + log_ratio
     assert records["reference_kl"].item() == pytest.approx(k3, rel=1e-5)
     assert loss.item() == pytest.approx(0.5 * k3 - 0.1 * entropy(STUDENT).item(), rel=1e-5)
+
+
+def test_entropy_bonus_of_the_distillation_loss():
+    with_bonus, plain = (
+        objectives.build(settings("sdpo", f"{KEY}.entropy_coeff={c}")).token_loss(STUDENT, TEACHER, tokens())[0].item() for c in (0.1, 0.0)
+    )
+    assert with_bonus == pytest.approx(plain - 0.1 * entropy(STUDENT).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [("kl", -0.5), ("abs", 0.5), ("mse", 0.125), ("low_var_kl", np.exp(0.5) - 1.5)])

@@ -120,8 +120,15 @@ def test_feedback_only_without_a_primary_unless_always():
 def test_think_spans_leave_every_peer_unclosed_ones_too():
     thought = group([1, 0, 0], texts=["<think>a\nb</think>c", "<think>never closed", "x"])
     contexts = select(thought, first(remove_thinking_from_demonstration=True, num_failure_peers=2), seed=0, step=1)
-    assert contexts[2].primary.text == "c" and contexts[2].failure.text == ""
+    assert contexts[2].primary.text == "c" and contexts[2].failure is None  # nothing of it is left to show
     assert select(thought, first(), seed=0, step=1)[2].primary.text == "<think>a\nb</think>c"
+
+
+def test_an_empty_response_is_shown_to_nobody():
+    silent = group([1, 1, 0, 0], texts=[" \n", "said", "", "wrong"])
+    contexts = select(silent, first(), seed=0, step=1)
+    assert [indices(context) for context in contexts] == [(1, None, 3), (None, None, 3), (1, None, 3), (1, None, None)]
+    assert select(group([0, 0], texts=["", ""]), first(), seed=0, step=1)[0].empty
 
 
 def test_order_depends_on_seed_step_and_uid_and_nothing_else():

@@ -52,6 +52,27 @@ def test_majority_shares_ties():
     assert "acc/maj@4" not in out["tiny_chains"]  # an answer without a vote that is not a format error: no majority to speak of
 
 
+def test_verifier_errors_are_told_and_do_not_vote():
+    broken = Verdict(Outcome.ERROR, 0.0, 0.0)
+    one = verdicts(("A", True), ("A", True), ("B", False), ("C", False))
+    other = Group(one.prompt, one.rollouts, [*one.verdicts[:3], broken])
+    out = validation.metrics(validation.per_source([one, other]))
+    assert out["val-aux/tiny_chains/outcome/error"] == 1 / 8
+    assert out["val-aux/tiny_chains/outcome/pass"] == 1 / 2
+    assert out["val-core/tiny_chains/acc/maj@4"] == 1
+
+
+def test_one_answer_judged_in_two_ways_counts_by_share():
+    for answers in ((("A", True), ("A", False)), (("A", False), ("A", True))):
+        assert validation._majority(verdicts(*answers)) == 0.5
+
+
+def test_one_prompt_has_no_interval():
+    out = validation.metrics(validation.per_source([group([1, 0])]))
+    assert out["val-core/tiny_chains/acc/mean@2"] == 0.5
+    assert not [name for name in out if name.endswith("ci_low")]
+
+
 def test_solve_rate_and_partial_accuracy_are_apart():
     partial = Group(
         Prompt("u", "tiny_chains", [{"role": "user", "content": "q"}]),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer import forest
-from trainer.config.schema import Actor
+from trainer.config.schema import ActorConfig
 from trainer.objectives.aggregate import sequence_weights
 from trainer.types import Batch, Sample
 
@@ -35,7 +35,7 @@ class Plan:
         return [list(mini.ranks[rank]) for mini in self.mini_batches]
 
 
-def make_plan(batch: Batch, groups: int, actor: Actor, *, world_size: int, max_response_length: int) -> Plan:
+def make_plan(batch: Batch, groups: int, actor: ActorConfig, *, world_size: int, max_response_length: int) -> Plan:
     """Cut a batch of `groups` prompts into optimizer steps, ranks and micro-batches.
 
     Optimizer steps take `ppo_mini_batch_size` prompts each, in batch order; one without active samples is left out.
@@ -82,9 +82,14 @@ def _balance(active: Sequence[int], samples: Sequence[Sample], ranks: int) -> li
 
 def _tokens(members: Sequence[int], samples: Sequence[Sample]) -> int:
     """Return the tokens the student and the second model compute for samples packed together."""
-    student = forest.token_count([(samples[i].prompt_ids, samples[i].response_ids) for i in members])
+    return sum(_sides(members, samples))
+
+
+def _sides(members: Sequence[int], samples: Sequence[Sample]) -> tuple[int, int]:
+    """Return the tokens of samples packed together, on the student's side and on the second model's."""
+    student = [(samples[i].prompt_ids, samples[i].response_ids) for i in members]
     second = [(samples[i].context_ids, samples[i].response_ids) for i in members if samples[i].context_ids is not None]
-    return student + (forest.token_count(second) if second else 0)
+    return forest.token_count(student), forest.token_count(second) if second else 0
 
 
 def _micro_batches(members: Sequence[int], samples: Sequence[Sample], budget: int, most: int | None) -> list[tuple[int, ...]]:
@@ -93,7 +98,7 @@ def _micro_batches(members: Sequence[int], samples: Sequence[Sample], budget: in
 
     def fits(part: Sequence[int]) -> bool:
         together = [*micros[-1], *part]
-        return (most is None or len(together) <= most) and _fits(together, samples, budget)
+        return (most is None or len(together) <= most) and max(_sides(together, samples)) <= budget
 
     for _, group in itertools.groupby(members, key=lambda i: samples[i].group):
         whole = list(group)
@@ -107,9 +112,3 @@ def _micro_batches(members: Sequence[int], samples: Sequence[Sample], budget: in
                     )
             micros[-1] += part
     return [tuple(micro) for micro in micros if micro]
-
-
-def _fits(members: Sequence[int], samples: Sequence[Sample], budget: int) -> bool:
-    student = [(samples[i].prompt_ids, samples[i].response_ids) for i in members]
-    second = [(samples[i].context_ids, samples[i].response_ids) for i in members if samples[i].context_ids is not None]
-    return forest.token_count(student) <= budget and (not second or forest.token_count(second) <= budget)

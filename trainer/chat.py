@@ -1,6 +1,8 @@
 """One dialect for student, teacher, validation and analysis: the chat template with the run's template arguments."""
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,20 @@ class Chat:
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
         """Return the token ids of the templated prompt, int32 [P]."""
         return self.encode(self.text(messages))
+
+    def without_markers(self, text: str) -> tuple[str, int]:
+        """Return a text in which the spelling of special tokens is broken by a blank, and how many were.
+
+        What goes into a turn can then neither close it nor open another, however it was sampled.
+        """
+        return self._markers.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    @cached_property
+    def _markers(self) -> re.Pattern:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        words = {*self.tokenizer.all_special_tokens, *(str(token.content) for token in added if token.special)}
+        longest_first = sorted((re.escape(word) for word in words if len(word) > 1), key=len, reverse=True)
+        return re.compile("|".join(longest_first) or r"(?!)")
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of response tokens without special tokens. Never re-tokenised for training."""

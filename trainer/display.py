@@ -76,7 +76,7 @@ class Display:
     def validation(self, step: int, result: Mapping[str, Any]) -> None:
         """Show a validation in one line per source."""
         for source, values in result["sources"].items():
-            core = "  ".join(f"{what} {_percent(values[what])}" for what in core_names(values))
+            core = "  ".join(f"{what} {_percent(values[what])}" for what in core_names(result["n"], values))
             self.say(f"validation at step {step}  {source}  {core}")
 
     def table(self, title: str, columns: Mapping[str, Mapping[str, Any] | None]) -> None:
@@ -87,15 +87,14 @@ class Display:
         table = Table("source", "measure", *shown, title=title, caption="in %, with 95 % bootstrap intervals over prompts")
         first = next(iter(shown.values()))
         for source in first["sources"]:
-            for what in core_names(first["sources"][source]):
+            for what in core_names(first["n"], first["sources"][source]):
                 cells = [_percent(result["sources"].get(source, {}).get(what)) for result in shown.values()]
                 table.add_row(source, what.removeprefix("acc/"), *cells)
         self.console.print(table)
 
 
-def core_names(values: Mapping[str, Any]) -> list[str]:
-    """Return acc/mean@n and acc/pass@n for the n that was sampled, and the solve rate where it is not the same thing."""
-    n = max(int(name.rsplit("@", 1)[1]) for name in values)
+def core_names(n: int, values: Mapping[str, Any]) -> list[str]:
+    """Return acc/mean@n and acc/pass@n of n samples, and the solve rate where it is not the same thing."""
     names = [f"acc/mean@{n}", f"acc/pass@{n}"]
     if values[f"acc/mean@{n}"]["value"] != values[f"solved/mean@{n}"]["value"]:
         names.append(f"solved/mean@{n}")
@@ -105,4 +104,5 @@ def core_names(values: Mapping[str, Any]) -> list[str]:
 def _percent(estimate: Mapping[str, float] | None) -> str:
     if estimate is None:
         return "-"
-    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    value = f"{100 * estimate['value']:.1f}"
+    return value if estimate["low"] is None else f"{value} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"

@@ -23,9 +23,23 @@ class Head:
     bias: Tensor | None = None
     softcap: float | None = None
 
+    @classmethod
+    def of(cls, lm: torch.nn.Module) -> "Head":
+        """Return the head of a causal language model of transformers."""
+        output = lm.get_output_embeddings()
+        return cls(output.weight, getattr(output, "bias", None), getattr(lm.config, "final_logit_softcapping", None))
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return float32 logits [N, V] of hidden states [N, H]."""
-        logits = torch.nn.functional.linear(hidden, self.weight.detach(), None if self.bias is None else self.bias.detach()).float()
+        """Return float32 logits [N, V] of hidden states [N, H], without gradient for the head."""
+        return self.cap(self.project(hidden))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return logits before the soft cap, float32 [N, V]."""
+        bias = None if self.bias is None else self.bias.detach()
+        return torch.nn.functional.linear(hidden, self.weight.detach(), bias).float()
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Return the logits soft-capped if the model does so."""
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
@@ -67,11 +81,9 @@ class _HeadLoss(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
         for rows in chunks(len(hidden), len(weight)):
             part = hidden[rows].detach()
-            raw = torch.nn.functional.linear(part, weight.detach(), head.bias)
             with torch.enable_grad():
-                leaf = raw.float().requires_grad_()
-                logits = leaf if softcap is None else softcap * torch.tanh(leaf / softcap)
-                loss, record = chunk_loss(logits, rows)
+                leaf = head.project(part).requires_grad_()
+                loss, record = chunk_loss(head.cap(leaf), rows)
             total += loss.detach()
             records.append({name: value.detach() for name, value in record.items()})
             if not (wants_hidden or wants_weight or wants_bias):

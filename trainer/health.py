@@ -70,7 +70,8 @@ RULES = (
         "truncation",
         ("response_length/clip_ratio",),
         lambda now, start: now > 0.10,
-        "{now:.0%} of rollouts are cut by the response budget; they count as failures and are never shown as successes. "
+        "{now:.0%} of rollouts are cut by the response budget; they score as the verifier says and are shown to no teacher "
+        "(failed ones with self_distillation.allow_truncated_peers=True). "
         "Raise data.max_response_length",
     ),
     Rule(

@@ -148,7 +148,8 @@ class Loop:
         write_rollouts(Path(self.config.trainer.validation_data_dir) / f"{self.step}.jsonl", groups, self.chat, self.step)
         estimates = validation.per_source(groups)
         self.tracker.log({**validation.metrics(estimates), "timing_s/validation": clock.total}, self.step)
-        self.last_validation = {"step": self.step, "sources": {s: {k: asdict(e) for k, e in v.items()} for s, v in estimates.items()}}
+        sources = {source: {name: asdict(e) for name, e in values.items()} for source, values in estimates.items()}
+        self.last_validation = {"step": self.step, "n": kwargs.n, "sources": sources}
         self.first_validation = self.first_validation or self.last_validation
         self.display.validation(self.step, self.last_validation)
         return self.last_validation

@@ -40,7 +40,7 @@ def update_metrics(samples: Sequence[Sample], records: Records, token_metrics: M
         return {}
     joined = {name: np.concatenate([record[name] for record in records.values()]) for name in next(iter(records.values()))}
     sampler = np.concatenate([samples[i].sampler_logp for i in records])
-    log_ratio = joined["student_logp"] - sampler
+    log_ratio = joined.get("old_logp", joined["student_logp"]) - sampler  # before the step moved the student
     gap, weight = np.abs(log_ratio), joined["importance_weight"]
     out = {
         "rollout/logp_gap_mean": float(gap.mean()),

@@ -191,6 +191,4 @@ class ForestLM(nn.Module):
             use_cache=False,
             plan=plan,
         ).last_hidden_state[0]
-        output = self.lm.get_output_embeddings()
-        softcap = getattr(self.lm.config, "final_logit_softcapping", None)
-        return then(hidden[torch.from_numpy(forest.rows).to(device)], Head(output.weight, getattr(output, "bias", None), softcap))
+        return then(hidden[torch.from_numpy(forest.rows).to(device)], Head.of(self.lm))

@@ -4,6 +4,7 @@ Values live in the YAML files beside this one; here are types and checks. A chec
 Key names and nesting are those of the published configuration (behaviour 7).
 """
 
+import math
 import string
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,11 @@ from trainer import engines, objectives
 from trainer.errors import UserError
 from trainer.objectives.aggregate import LOSS_AGG_MODES
 from trainer.objectives.kl import KL_TYPES
+
+
+def _finite(key: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{key}={value!r}: must be a finite number.")
 
 
 def _one_of(key: str, value: Any, allowed: tuple) -> None:
@@ -135,6 +141,7 @@ class SelfDistillation:
         _between(f"{prefix}.alpha", self.alpha, 0, 1)
         _between(f"{prefix}.teacher_update_rate", self.teacher_update_rate, 0, 1)
         _between(f"{prefix}.is_clip", self.is_clip, 0, open_low=True)
+        _finite(f"{prefix}.success_reward_threshold", self.success_reward_threshold)
         for key in ("distillation_topk", "max_reprompt_len"):
             _between(f"{prefix}.{key}", getattr(self, key), 1)
         for key in ("num_success_peers", "num_failure_peers"):
@@ -177,7 +184,7 @@ def _check_template(key: str, template: str, *, required: tuple[str, ...], allow
 
 
 @dataclass
-class Actor:
+class ActorConfig:
     ppo_mini_batch_size: int
     ppo_epochs: int
     ppo_max_token_len_per_gpu: int
@@ -204,12 +211,14 @@ class Actor:
         _between(f"{prefix}.clip_ratio_low", self.clip_ratio_low, 0, 1)
         _between(f"{prefix}.clip_ratio_high", self.clip_ratio_high, 0)
         _between(f"{prefix}.clip_ratio_c", self.clip_ratio_c, 1, open_low=True)
+        _finite(f"{prefix}.entropy_coeff", self.entropy_coeff)
+        _between(f"{prefix}.kl_loss_coef", self.kl_loss_coef, 0)
         _one_of(f"{prefix}.loss_agg_mode", self.loss_agg_mode, tuple(LOSS_AGG_MODES))
         _one_of(f"{prefix}.kl_loss_type", self.kl_loss_type, tuple(KL_TYPES))
 
 
 @dataclass
-class Sampling:
+class SamplingConfig:
     """How the engine samples: see `trainer.engines.base.Sampling` for what it is given."""
 
     n: int
@@ -227,7 +236,7 @@ class Rollout:
     top_p: float
     top_k: int
     max_num_seqs: int
-    val_kwargs: Sampling
+    val_kwargs: SamplingConfig
 
     def __post_init__(self) -> None:
         prefix = "actor_rollout_ref.rollout"
@@ -259,7 +268,7 @@ class Ref:
 @dataclass
 class ActorRolloutRef:
     model: Model
-    actor: Actor
+    actor: ActorConfig
     rollout: Rollout
     ref: Ref
 
@@ -383,6 +392,11 @@ class Config:
                     "actor_rollout_ref.actor.self_distillation.max_reprompt_len."
                 )
             longest = max(longest, distill.max_reprompt_len + data.max_response_length)
+        elif self.actor_rollout_ref.ref.model.path is not None and not actor.use_kl_loss:
+            raise UserError(
+                f"actor_rollout_ref.ref.model.path={self.actor_rollout_ref.ref.model.path!r} would not be used: with loss_mode=vanilla "
+                "it is the reference of actor_rollout_ref.actor.use_kl_loss=True. Set that, or leave the path out."
+            )
         if actor.ppo_max_token_len_per_gpu < longest:
             raise UserError(
                 f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} cannot hold the longest "

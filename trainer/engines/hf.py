@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 
 from trainer.engines.base import Engine, Response, Sampling, checksums
 from trainer.engines.sampling import sample, uniforms
+from trainer.fused import Head
 from trainer.models import build_lm
 
 GROWTH = 64  # cache columns added at a time
@@ -243,9 +244,7 @@ class HFEngine(Engine):
         out = self.lm.base_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, cache=cache)
         if cache.prefilled:
             cache.length += 1
-        logits = self.lm.get_output_embeddings()(out.last_hidden_state[:, -1]).float()
-        softcap = getattr(self.lm.config, "final_logit_softcapping", None)
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return Head.of(self.lm).logits(out.last_hidden_state[:, -1])
 
 
 def _arrange(responses: np.ndarray, prompt_of: np.ndarray, nobody: int) -> tuple[np.ndarray, np.ndarray]:

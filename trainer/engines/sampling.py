@@ -38,8 +38,8 @@ def filtered_logp(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return the log-distribution after temperature, top-k and top-p, renormalised: [B, V], -inf where ruled out."""
     logp = (logits / sampling.temperature).log_softmax(-1)
     if sampling.top_k != -1 and sampling.top_k < logp.shape[-1]:
-        kth = logp.topk(sampling.top_k, -1).values[:, -1:]
-        logp = logp.masked_fill(logp < kth, -torch.inf).log_softmax(-1)
+        values, words = logp.topk(sampling.top_k, -1)  # exactly k words, also among equals
+        logp = torch.full_like(logp, -torch.inf).scatter(-1, words, values.log_softmax(-1))
     if sampling.top_p < 1:
         ordered, index = logp.sort(-1, descending=True)
         before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the likelier words: the first one always stays

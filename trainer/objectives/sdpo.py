@@ -2,8 +2,11 @@
 
 The teacher reads the peer context and the student's own tokens; the student is pulled toward the teacher's
 distribution at every response token. Who is the teacher: `ref.model.path` and `teacher_update_rate`. What it sees:
-`trainer.peers`. Which distance: `trainer.divergence`. Simplified against the published code: the weight of a token
-never depends on micro-batches, and rollouts without a peer context are dropped before any forward pass.
+`trainer.peers`. Which distance: `trainer.divergence`.
+
+Rollouts without a peer context are dropped before any forward pass and do not count in the denominators: the loss is
+a mean over what is distilled (the published loss mask, but over the whole optimizer batch). A step in which few
+rollouts have something to learn from is therefore as long as any other; `health/distilled_fraction` shows how few.
 """
 
 from collections.abc import Sequence
@@ -81,11 +84,13 @@ class SelfDistillationObjective(Objective):
         loss = loss * importance
         if distill.is_clip is not None and tokens.old_logp is not None:
             loss = loss * truncated_ratio(student_logp - tokens.old_logp, distill.is_clip)
+        spread = entropy(student_logits if self.actor.entropy_coeff else student_logits.detach())
+        if self.actor.entropy_coeff:
+            loss = loss - self.actor.entropy_coeff * spread
         return loss, {
             "student_logp": student_logp.detach(),
-            "teacher_logp": teacher_logp,
             "teacher_gap": teacher_logp - student_logp.detach(),
-            "entropy": entropy(student_logits.detach()),
+            "entropy": spread.detach(),
             "divergence": divergence.detach(),
             "importance_weight": importance,
         }

@@ -12,19 +12,25 @@ from trainer.config.schema import Config
 from trainer.objectives.base import Objective, Tokens, entropy, sampled_logp
 from trainer.objectives.importance import sampler_weight, update_ratio
 from trainer.objectives.kl import kl_estimate
-from trainer.types import Batch, Group, Sample
+from trainer.peers import is_success
+from trainer.types import Batch, Group, Outcome, Sample
 
 
 def grpo_advantages(rewards: Sequence[float], *, normalise_by_std: bool) -> np.ndarray:
     """Return reward minus group mean, float64 [n], optionally divided by the sample standard deviation + 1e-6.
 
+    NaN stands for a rollout that could not be judged: it is left out of mean and deviation and its advantage is 0.
     A group of one keeps its reward (mean 0, deviation 1), as published.
     """
     scores = np.asarray(rewards, np.float64)
-    if len(scores) == 1:
-        return scores
-    centred = scores - scores.mean()
-    return centred / (scores.std(ddof=1) + 1e-6) if normalise_by_std else centred
+    advantages, judged = np.zeros(len(scores)), np.isfinite(scores)
+    known = scores[judged]
+    if len(known) > 1:
+        known = known - known.mean()
+        if normalise_by_std:
+            known = known / (scores[judged].std(ddof=1) + 1e-6)
+    advantages[judged] = known
+    return advantages
 
 
 class PolicyGradientObjective(Objective):
@@ -45,7 +51,7 @@ class PolicyGradientObjective(Objective):
         only_advantage = not self.actor.use_kl_loss and self.actor.entropy_coeff == 0
         samples, advantages = [], []
         for g, group in enumerate(groups):
-            rewards = [verdict.reward for verdict in group.verdicts]
+            rewards = [np.nan if verdict.outcome == Outcome.ERROR else verdict.reward for verdict in group.verdicts]
             group_advantages = grpo_advantages(rewards, normalise_by_std=self.config.algorithm.norm_adv_by_std_in_grpo)
             advantages.extend(group_advantages)
             for i, rollout in enumerate(group.rollouts):
@@ -59,7 +65,7 @@ class PolicyGradientObjective(Objective):
                         sampler_logp=rollout.sampler_logp,
                         context_ids=group.prompt.token_ids if self.second_model else None,
                         advantage=float(group_advantages[i]),
-                        passed=rewards[i] >= self.actor.self_distillation.success_reward_threshold,
+                        passed=is_success(rollout, group.verdicts[i], self.actor.self_distillation),
                         active=not only_advantage or bool(group_advantages[i] != 0),
                     )
                 )

@@ -9,6 +9,8 @@ from trainer.peers.render import TeacherPrompt
 from trainer.peers.select import PeerContext, is_success
 from trainer.types import Group
 
+ROLES = ("primary", "another", "failure", "feedback")
+
 
 def metrics(
     groups: Sequence[Group],
@@ -27,7 +29,7 @@ def metrics(
     solved = [any(is_success(*pair, config) for pair in zip(group.rollouts, group.verdicts, strict=True)) for group in groups]
     lengths = [len(prompt.token_ids) for prompt in prompts if prompt.shown] or [0]
     peer_tokens = [cut.tokens - cut.kept for prompt in prompts for cut in prompt.cuts]
-    shown = {role: np.mean([role in prompt.shown for prompt in prompts]) for role in ("primary", "another", "failure", "feedback")}
+    shown = {role: np.mean([role in prompt.shown for prompt in prompts]) for role in ROLES}
     values = {
         "success_group_fraction": np.mean(solved),
         "success_sample_fraction": shown["primary"],
@@ -44,6 +46,8 @@ def metrics(
         "peers_dropped": sum(cut.kept == 0 for prompt in prompts for cut in prompt.cuts),
         "peers_cut": sum(cut.kept > 0 for prompt in prompts for cut in prompt.cuts),
         "peer_tokens_cut": sum(peer_tokens),
+        **{f"{role}_cut_fraction": np.mean([any(cut.role == role for cut in p.cuts) for p in prompts]) for role in ROLES},
+        "markers_broken": sum(prompt.markers for prompt in prompts),
         "contexts_per_group": np.mean([len({context.key for context in members if not context.empty}) for members in contexts]),
     }
     return {f"self_distillation/{name}": float(value) for name, value in values.items()}

@@ -38,12 +38,16 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class TeacherPrompt:
-    """The rendered prompt: `token_ids` int32 [C], its text, the roles that are really in it, and what was cut."""
+    """The rendered prompt: `token_ids` int32 [C], its text, the roles that are really in it, and what was cut.
+
+    `markers` counts the special tokens spelled out in peers or feedback; they are broken so that they end no turn.
+    """
 
     token_ids: np.ndarray
     cuts: tuple[Cut, ...]
     text: str
     shown: tuple[str, ...]
+    markers: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,14 @@ def render(prompt: Prompt, context: PeerContext, config: SelfDistillation, token
         ValueError: if the frame with the question alone exceeds the budget; names the uid and both lengths.
     """
     chat, budget = Chat.of(tokenizer), config.max_reprompt_len
-    whole = [_Section(peer.role, peer.index, peer.text) for peer in context.peers]
+    said = [(peer.role, peer.index, peer.text) for peer in context.peers]
     if context.feedback is not None:
-        whole.append(_Section("feedback", context.index, context.feedback))
+        said.append(("feedback", context.index, context.feedback))
+    whole, markers = [], 0
+    for role, index, told in said:
+        harmless, found = chat.without_markers(told)
+        whole.append(_Section(role, index, harmless))
+        markers += found
 
     def attempt(sections: Sequence[_Section]) -> tuple[str, np.ndarray]:
         text = chat.text(_messages(prompt, sections, config))
@@ -83,7 +92,7 @@ def render(prompt: Prompt, context: PeerContext, config: SelfDistillation, token
             f"prompt {prompt.uid!r}: the question in its frame takes {len(ids)} tokens, more than max_reprompt_len={budget}; "
             "raise max_reprompt_len or lower data.max_prompt_length"
         )
-    return TeacherPrompt(token_ids=ids, cuts=_cuts(whole, kept, chat), text=text, shown=tuple(s.role for s in kept))
+    return TeacherPrompt(token_ids=ids, cuts=_cuts(whole, kept, chat), text=text, shown=tuple(s.role for s in kept), markers=markers)
 
 
 def _messages(prompt: Prompt, sections: Sequence[_Section], config: SelfDistillation) -> list[Mapping[str, str]]:

@@ -96,9 +96,10 @@ def select(group: Group, config: SelfDistillation, *, seed: int, step: int) -> l
     if config.peer_order == "random":
         generator(seed, "peer order", step, uid).shuffle(order)
     judged = list(zip(group.rollouts, group.verdicts, strict=True))
-    successes = [i for i in order if is_success(*judged[i], config)]
-    failures = [i for i in order if is_failure(*judged[i], config)]
     texts = [_demonstration(rollout.text, config) for rollout in group.rollouts]
+    told = [i for i in order if texts[i].strip()]  # an empty response shows nothing
+    successes = [i for i in told if is_success(*judged[i], config)]
+    failures = [i for i in told if is_failure(*judged[i], config)]
     return [_context(i, group, config, successes, failures, texts, seed, step) for i in range(len(group.rollouts))]
 
 

@@ -23,7 +23,8 @@ from trainer.objectives.base import Tokens, sampled_logp
 from trainer.types import Sample
 from trainer.workers import state
 from trainer.workers.base import Report, Share
-from trainer.workers.sharding import join, shard, update_average, whole_weights
+from trainer.workers.setup import compute_dtype
+from trainer.workers.sharding import join, reshard, shard, update_average, whole_weights
 
 
 class Actor:
@@ -58,7 +59,7 @@ class Actor:
         return shard(
             lm,
             mesh=self.mesh,
-            compute_dtype=compute_dtype(fsdp.param_dtype, self.device),
+            compute_dtype=compute_dtype(self.config, self.device),
             reshard_after_forward=fsdp.reshard_after_forward,
             checkpointing=train and model.enable_gradient_checkpointing,
         ).train(train)
@@ -81,7 +82,7 @@ class Actor:
             update_average(self.second, self.student, self.average_rate)
             report.seconds["optimizer"] += self._now() - start
         if self.second is not None:
-            self.second.reshard()  # its embeddings and head stay whole after a pass without gradient
+            reshard(self.second)  # what a pass without gradient left whole
         return report
 
     def _accumulate(self, micro: Sequence[int], share: Share, old_logp: dict[int, np.ndarray] | None, report: Report) -> Tensor:
@@ -101,7 +102,8 @@ class Actor:
             def chunk_loss(logits: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
                 second_logits = None if second is None else second[1].logits(second[0][rows]) / self.temperature
                 token_loss, records = self.objective.token_loss(logits / self.temperature, second_logits, known[rows])
-                return (token_loss * weights[rows]).sum(), {**records, "loss": token_loss.detach()}
+                before = {} if known.old_logp is None else {"old_logp": known.old_logp[rows]}
+                return (token_loss * weights[rows]).sum(), {**records, **before, "loss": token_loss.detach()}
 
             return head_loss(hidden, head, chunk_loss)
 
@@ -204,17 +206,16 @@ class Actor:
         return time.perf_counter()
 
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the student's weights whole, by the model's own names, on the CPU in `dtype`."""
-        self.student.reshard()
-        return whole_weights(self.student, dtype)
+        """Return on rank 0 the student's weights whole, by the model's own names, on the CPU in `dtype`; else nothing."""
+        reshard(self.student)
+        return whole_weights(self.student, dtype, keep=self.rank == 0)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of the training state, and from rank 0 `huggingface/`, into an existing folder.
 
         Raises OSError if it cannot be written.
         """
-        self.student.reshard()
-        weights = self.weights(compute_dtype(self.actor.fsdp_config.param_dtype, self.device))
+        weights = self.weights(compute_dtype(self.config, self.device))
         with state.writing(folder):
             state.save(Path(folder), self.student, self._average, self.optimizer)
             if self.rank == 0:
@@ -222,17 +223,10 @@ class Actor:
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote, on any number of ranks."""
-        self.student.reshard()
+        reshard(self.student)
         state.load(Path(folder), self.student, self._average, self.optimizer)
 
     @property
     def _average(self) -> ForestLM | None:
         """The second model if it is an average of the student; a fixed one is not saved, it is where it came from."""
         return self.second if self.average_rate > 0 else None
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that `param_dtype` names; auto is bfloat16 on GPU and float32 on CPU."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)

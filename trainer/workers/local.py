@@ -12,7 +12,7 @@ from trainer.engines.base import Response, Sampling, checksums
 from trainer.types import Batch
 from trainer.workers.actor import Actor
 from trainer.workers.base import Report, Workers, compare_checksums, shares
-from trainer.workers.setup import build_engine, engine_dtype
+from trainer.workers.setup import build_engine, compute_dtype
 
 
 class LocalWorkers(Workers):
@@ -21,7 +21,7 @@ class LocalWorkers(Workers):
     world_size = 1
 
     def __init__(self, config: Config, device: str = "cpu") -> None:
-        self.dtype = engine_dtype(torch.device(device))
+        self.dtype = compute_dtype(config, torch.device(device))
         self.actor = Actor(config, device=device)
         self.engine = build_engine(config, device)
 

@@ -28,7 +28,7 @@ from trainer.engines.base import Response, Sampling, checksums
 from trainer.types import Batch
 from trainer.workers.actor import Actor
 from trainer.workers.base import Report, Share, Workers, compare_checksums, merge, shares
-from trainer.workers.setup import build_engine, engine_dtype, use_threads
+from trainer.workers.setup import build_engine, compute_dtype, use_threads
 
 POLL_SECONDS = 0.2  # how often a long wait looks up
 DEATH_SECONDS = 5.0  # how long after a rank's error another's death may become known
@@ -188,7 +188,7 @@ class _Rank:
         if device == "cpu":
             use_threads(processes)
         self.actor = Actor(config, rank=rank, world_size=world_size, device=device, address=address)
-        self.dtype = engine_dtype(torch.device(device))
+        self.dtype = compute_dtype(config, torch.device(device))
 
     def update(self, share: Share, learning_rate: float) -> Report:
         return self.actor.update(share, learning_rate)
@@ -216,7 +216,7 @@ class _Sampler:
         if device == "cpu":
             use_threads(1)  # the actor's ranks are idle while the engine works
         self.engine = build_engine(config, device)
-        self.dtype = engine_dtype(torch.device(device))
+        self.dtype = compute_dtype(config, torch.device(device))
 
     @ray.method(num_returns="streaming")
     def generate(self, prompts: list[np.ndarray], seeds: list[list[int]], sampling: Sampling) -> Iterator[list[Response]]:

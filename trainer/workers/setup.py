@@ -28,9 +28,12 @@ def choose_device(config: Config) -> str:
     return device
 
 
-def engine_dtype(device: torch.device) -> torch.dtype:
-    """Return what the sampler computes in: bfloat16 on GPU, float32 on CPU."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Return what student, teacher and sampler compute in: `fsdp_config.param_dtype`; auto is bfloat16 on GPU, float32 on CPU."""
+    name = config.actor_rollout_ref.actor.fsdp_config.param_dtype
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
 
 
 def build_engine(config: Config, device: str) -> Engine:
@@ -41,7 +44,7 @@ def build_engine(config: Config, device: str) -> Engine:
         model.path,
         stop_ids=chat.stop_ids(models.generation_eos(model.path)),
         device=device,
-        dtype=engine_dtype(torch.device(device)),
+        dtype=compute_dtype(config, torch.device(device)),
         max_num_seqs=rollout.max_num_seqs,
         trust_remote_code=model.trust_remote_code,
     )

@@ -18,7 +18,8 @@ def join(rank: int, world_size: int, device: torch.device, address: str | None =
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         if world_size == 1:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo") if backend == "gloo" else None
+            if backend == "gloo":
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world_size)
@@ -50,21 +51,32 @@ def shard(
     return model
 
 
-def whole_weights(model: ForestLM, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return all parameters under the language model's own names, whole, on the CPU. Collective: every rank calls it."""
+def reshard(model: ForestLM) -> None:
+    """Let every part of the model go back to shards; a pass may have left parts of it whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole_weights(model: ForestLM, dtype: torch.dtype, *, keep: bool = True) -> dict[str, torch.Tensor]:
+    """Return all parameters under the language model's own names, whole, on the CPU; nothing where `keep` is False.
+
+    Collective: every rank calls it, one tensor is whole at a time.
+    """
     weights = {}
     for name, parameter in model.lm.named_parameters():
         tensor = parameter.detach()
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        weights[name] = whole.to("cpu", dtype, copy=True)
+        if keep:
+            weights[name] = whole.to("cpu", dtype, copy=True)
     return weights
 
 
 @torch.no_grad()
 def update_average(average: ForestLM, model: ForestLM, rate: float) -> None:
     """Move the teacher's shards toward the student's: teacher <- (1 - rate) teacher + rate student, in fp32."""
-    average.reshard()
-    model.reshard()
+    reshard(average)
+    reshard(model)
     theirs = dict(model.named_parameters())
     for name, parameter in average.named_parameters():
         parameter.to_local().lerp_(theirs[name].detach().to_local(), rate)
