@@ -80,7 +80,7 @@ launch() {
     case " ${options[*]} " in *" --cfg "*) ;; *) "$PYTHON" -m experiments.tiny.make "${made[@]}" || exit 2 ;; esac
     MODEL_PATH=models/tiny-chains DATA_PATH=${DATA_PATH:-datasets/tiny_chains} TEACHER_MODEL_PATH=${TEACHER_MODEL_PATH:-models/tiny-chains-teacher}
     ROLLOUT_PROMPT_LENGTH=${ROLLOUT_PROMPT_LENGTH:-32} ROLLOUT_RESPONSE_LENGTH=${ROLLOUT_RESPONSE_LENGTH:-48}
-    TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-8} LR=${LR:-1e-3}
+    TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-4} LR=${LR:-1e-3}
     model_name=tiny data_name=chains
     recipe=(
       trainer.total_training_steps=40 trainer.test_freq=20 trainer.save_freq=20

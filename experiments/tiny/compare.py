@@ -54,7 +54,7 @@ class Task:
 
 TASKS = {
     "chains": Task("chains", prompts=4, steps=40, response=48, reprompt=256, validate_every=10),
-    "misconceptions": Task("misconceptions", prompts=16, steps=200, response=12, reprompt=128, validate_every=40),
+    "misconceptions": Task("misconceptions", prompts=16, steps=100, response=12, reprompt=128, validate_every=20),
 }
 DEFAULT = "MOPD contrastive"
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {

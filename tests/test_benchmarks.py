@@ -1,0 +1,25 @@
+"""The benchmarks run and say what they measured; how fast is not tested here."""
+
+import json
+
+import pytest
+
+from benchmarks import rollout, step_time, tools
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_step_by_phase(tmp_path):
+    results = step_time.measure("0.5m", prompts=2, rollouts=8, tokens=32, steps=2, device="cpu")
+    seconds = results["seconds"]
+    assert set(step_time.PHASES) < set(seconds) and all(seconds[name] > 0 for name in step_time.PHASES)
+    assert sum(value for name, value in seconds.items() if name != "step") == pytest.approx(seconds["step"])
+    assert results["tokens_per_second"]["step"] > 0 and results["settings"]["parameters"] > 400_000
+    written = json.loads(tools.write_results("step_time", results, tmp_path / "out.json").read_text())
+    assert written["seconds"] == seconds and written["machine"]
+
+
+def test_rollouts_beside_generate(random_model):
+    (row,) = rollout.measure(random_model, [8], tokens=6, repeats=2)
+    assert row["sequences"] == 8 and row["hf"] > 0 and row["generate"] > 0
+    assert row["ratio"] == pytest.approx(row["hf"] / row["generate"], rel=1)
