@@ -123,6 +123,17 @@ def test_three_steps_and_a_resume_are_three_steps_straight(finished, guessing_mo
     assert last[0].read_bytes() == last[1].read_bytes()
 
 
+def test_going_on_with_other_data_is_said(guessing_model, chains_data, tmp_path, capsys):
+    with in_process(settings(guessing_model, chains_data, tmp_path)) as loop:
+        loop.train_step()
+        folder = loop.save()
+        state = json.loads((folder / "trainer.json").read_text())
+        loop.restore(folder, state)
+        assert "training prompts" not in capsys.readouterr().out
+        loop.restore(folder, {**state, "data": "of other files"})
+        assert "the training prompts or their order are not those of" in capsys.readouterr().out
+
+
 def test_grpo_and_several_mini_batches(guessing_model, chains_data, tmp_path):
     cfg = settings(guessing_model, chains_data, tmp_path, "actor_rollout_ref.actor.ppo_mini_batch_size=2", name="baseline_grpo")
     with in_process(cfg) as loop:

@@ -172,6 +172,10 @@ class Loop:
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: `state` is its trainer.json."""
+        if state["data"] != self.order.fingerprint(self.train):
+            self.display.warn(
+                f"the training prompts or their order are not those of {folder}: step {state['step'] + 1} goes on with what is there now"
+            )
         self.workers.load(folder)
         self.step = state["step"]
         self.seen = m.Seen(**state["seen"])

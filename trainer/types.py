@@ -119,6 +119,12 @@ class Sample:
     passed: bool = False
     active: bool = True
 
+    @classmethod
+    def of(cls, group: Group, position: int, index: int, **more: Any) -> Sample:
+        """Return rollout `index` of the group at `position` of the batch, with the fields an objective adds."""
+        rollout = group.rollouts[index]
+        return cls(group.prompt.uid, position, index, group.prompt.token_ids, rollout.token_ids, rollout.sampler_logp, **more)
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

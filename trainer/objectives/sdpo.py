@@ -45,13 +45,10 @@ class SelfDistillationObjective(Objective):
                 rollout = group.rollouts[i]
                 if memo[context.key].shown and len(rollout.token_ids):
                     samples.append(
-                        Sample(
-                            uid=group.prompt.uid,
-                            group=g,
-                            index=i,
-                            prompt_ids=group.prompt.token_ids,
-                            response_ids=rollout.token_ids,
-                            sampler_logp=rollout.sampler_logp,
+                        Sample.of(
+                            group,
+                            g,
+                            i,
                             context_ids=memo[context.key].token_ids,
                             passed=peers.is_success(rollout, group.verdicts[i], distill),
                         )

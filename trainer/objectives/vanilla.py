@@ -56,13 +56,10 @@ class PolicyGradientObjective(Objective):
             advantages.extend(group_advantages)
             for i, rollout in enumerate(group.rollouts):
                 samples.append(
-                    Sample(
-                        uid=group.prompt.uid,
-                        group=g,
-                        index=i,
-                        prompt_ids=group.prompt.token_ids,
-                        response_ids=rollout.token_ids,
-                        sampler_logp=rollout.sampler_logp,
+                    Sample.of(
+                        group,
+                        g,
+                        i,
                         context_ids=group.prompt.token_ids if self.second_model else None,
                         advantage=float(group_advantages[i]),
                         passed=is_success(rollout, group.verdicts[i], self.actor.self_distillation),
