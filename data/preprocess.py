@@ -9,6 +9,7 @@ the published one with the same column types whatever the source, so that files 
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,23 +51,25 @@ class RecordError(Exception):
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number from 1, record) of a JSON array or of a file with one JSON object per line."""
-    with path.open(encoding="utf-8") as file:
-        first = file.read(1)
-        if not first:
-            raise RecordError(f"{path} holds no record")
-        file.seek(0)
-        if first == "[":
-            try:
-                yield from enumerate(json.load(file), 1)
-            except json.JSONDecodeError as error:
-                raise RecordError(f"{path}: line {error.lineno} is not JSON ({error.msg})") from None
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise RecordError(f"{path}: line {number} is not JSON ({error.msg})") from None
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = next((line.lstrip() for line in file if line.strip()), "")
+            file.seek(0)
+            if first.startswith("["):
+                for number, record in enumerate(json.load(file), 1):
+                    yield number, record
+            else:
+                for line_number, line in enumerate(file, 1):
+                    if line.strip():
+                        number = line_number
+                        yield number, json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}: line {number or error.lineno} is not JSON ({error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from None
+    if not number:
+        raise RecordError(f"{path} holds no record")
 
 
 def to_row(record: dict[str, Any], split: str, where: str) -> dict[str, Any]:
@@ -78,12 +81,15 @@ def to_row(record: dict[str, Any], split: str, where: str) -> dict[str, Any]:
             raise RecordError(f"{where}: field {field!r} is missing or empty")
     kind, source = record["kind"], record["dataset"]
     truth = record.get("tests" if kind == "code" else "answer")
-    if truth is None or truth == "-":
+    if truth is None or str(truth).strip() in ("", "-"):
         raise RecordError(f"{where}: field {'tests' if kind == 'code' else 'answer'!r} is missing, so nothing could be verified")
     prompt, description = record["prompt"], record.get("description") or ""
     if source == "livecodebench":  # the bare function is asked for, not the method
         prompt, description = prompt.replace("(self, ", "("), description.replace("(self, ", "(")
-    system, elo = record.get("system"), record.get("elo")
+    system = record.get("system")
+    if not isinstance(system, str | None):
+        raise RecordError(f"{where}: field 'system' is {system!r:.40}, neither text nor null")
+    elo, prior = (_number(record, field, where) for field in ("elo", "achievement_prior"))
     messages = [{"role": "user", "content": prompt}]
     return {
         "prompt": [{"role": "system", "content": system}, *messages] if system is not None else messages,
@@ -96,10 +102,20 @@ def to_row(record: dict[str, Any], split: str, where: str) -> dict[str, Any]:
             "index": str(record.get("idx", "")),
             "description": description,
             "problem": prompt,
-            "elo": int(elo) if isinstance(elo, int | float) else None,
-            "achievement_prior": float(record.get("achievement_prior") or 0) if split == "train" else 0.0,
+            "elo": None if elo is None else int(elo),
+            "achievement_prior": (prior or 0.0) if split == "train" else 0.0,
         },
     }
+
+
+def _number(record: dict[str, Any], field: str, where: str) -> float | None:
+    """Return a numeric field; None where it is missing, null or the published "-"."""
+    value = record.get(field)
+    if value is None or value == "-":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecordError(f"{where}: field {field!r} is {value!r:.40}, not a number")
+    return float(value)
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> int:

@@ -221,6 +221,17 @@ def test_a_loss_that_is_not_finite_skips_the_step(random_model):
     assert actor.update(shares(data, plan)[0], 0.1).skipped == 0  # and the next one is not poisoned
 
 
+def test_a_resumed_optimizer_has_the_settings_of_this_run(random_model, tmp_path):
+    _, _, actor = run(settings(random_model), batch())
+    actor.save(str(tmp_path))
+    resumed = Actor(settings(random_model, f"{KEY}.optim.weight_decay=0.3", f"{KEY}.optim.betas=[0.5,0.6]"))
+    resumed.load(str(tmp_path))
+    for group in resumed.optimizer.param_groups:
+        assert (group["weight_decay"], group["betas"], group["eps"]) == (0.3, (0.5, 0.6), 1.0)
+    moments = next(iter(resumed.optimizer.state.values()))
+    assert moments["step"] == 1 and moments["exp_avg"].full_tensor().abs().sum() > 0
+
+
 TWO_RANKS = """
 import os, sys, numpy as np, torch
 from pathlib import Path

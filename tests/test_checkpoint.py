@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, the newest whole one found, another model's refused."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,11 @@ import pytest
 
 from tests.tools import ROOT
 from trainer import config
-from trainer.checkpoint import Checkpoints, SaveError, choose_start, model_folder
+from trainer.checkpoint import Checkpoints, SaveError, choose_start, model_folder, step_in
 from trainer.errors import UserError
-from trainer.files import read_jsonl, set_aside, write_jsonl, write_text
+from trainer.files import held, read_jsonl, set_aside, write_jsonl, write_text
 
-STATE = {"step": 1, "model": "m", "data": "d", "config": config.flat(config.load("sdpo"))}
+STATE = {"teacher": True, "step": 1, "model": "m", "data": "d", "config": config.flat(config.load("sdpo"))}
 
 
 def writer(content: bytes = b"weights"):
@@ -42,6 +43,44 @@ def test_saved_kept_and_pointed_to(tmp_path):
     assert names(tmp_path) == ["global_step_10", "global_step_15", "latest_checkpointed_iteration.txt"]
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "15"
     assert checkpoints.latest_whole() == (tmp_path / "global_step_15", [])
+
+
+def test_what_is_saved_is_never_pruned_whatever_lies_beside_it(tmp_path):
+    save(tmp_path, 20, 40)
+    for step in (20, 40):  # an earlier run's, broken
+        (tmp_path / f"global_step_{step}" / "manifest.json").unlink()
+    checkpoints = save(tmp_path, 5, 10, 15, keep=2)
+    assert checkpoints.latest_whole()[0] == tmp_path / "global_step_15"
+    assert {"global_step_10", "global_step_15"} <= set(names(tmp_path)) and "global_step_5" not in names(tmp_path)
+
+
+def test_going_on_from_an_earlier_step_puts_the_later_ones_aside(tmp_path):
+    save(tmp_path, 5, 8)
+    said = []
+    cfg = _config(tmp_path, resume_mode="resume_path", resume_from_path=str(tmp_path / "global_step_5"))
+    assert choose_start(cfg, "m", said.append).step == 5
+    assert any("of a later step is now" in line for line in said) and (tmp_path / "global_step_8.old-1").is_dir()
+    save(tmp_path, 6)
+    assert choose_start(_config(tmp_path), "m", said.append).step == 6
+
+
+def test_when_no_checkpoint_is_whole_the_run_starts_anew_beside_what_is_left(tmp_path):
+    run = tmp_path / "run"
+    save(run, 5)
+    (run / "global_step_5" / "manifest.json").unlink()
+    (run / "l").mkdir()
+    said = []
+    assert choose_start(_config(run), "m", said.append).folder is None
+    assert "starting anew" in said[0] and (tmp_path / "run.old-1" / "global_step_5").is_dir() and not run.exists()
+
+
+def test_a_checkpoint_without_the_teacher_a_run_needs_is_refused(tmp_path):
+    Checkpoints(tmp_path, 2).save(5, writer(), {**STATE, "teacher": False, "step": 5})
+    with pytest.raises(UserError, match=r"trained without an EMA teacher.*teacher_update_rate=0"):
+        choose_start(_config(tmp_path), "m", print)
+    frozen = _config(tmp_path)
+    frozen.actor_rollout_ref.actor.self_distillation.teacher_update_rate = 0.0
+    assert choose_start(frozen, "m", lambda text: None).step == 5
 
 
 @pytest.mark.parametrize("fault", ["missing", "short", "manifest", "cut manifest"])
@@ -156,6 +195,19 @@ def test_where_weights_for_evaluation_are(tmp_path):
     assert model_folder(tmp_path / "global_step_5") == tmp_path / "global_step_5" / "huggingface"
     (tmp_path / "empty").mkdir()
     assert model_folder(tmp_path / "empty") is None
+    assert [step_in(str(path)) for path in (wanted, tmp_path / "global_step_5", tmp_path)] == [10, 5, 0]
+    (tmp_path / "global_step_10" / "training" / "shard").unlink()
+    assert model_folder(tmp_path) == tmp_path / "global_step_5" / "huggingface"
+    with pytest.raises(UserError, match=r"global_step_10 is not a whole checkpoint \(training/shard is missing\)"):
+        model_folder(tmp_path / "global_step_10")
+
+
+def test_one_process_at_a_time(tmp_path):
+    code = f"from pathlib import Path; from trainer.files import held\nwith held(Path({str(tmp_path / 'lock')!r}), 'the run'): pass"
+    with held(tmp_path / "lock", "the run"):
+        other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, text=True)
+    assert f"the run is already going on (process {os.getpid()})" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_files_are_written_whole(tmp_path):

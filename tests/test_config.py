@@ -50,6 +50,7 @@ REFUSED = [
     ([f"{DISTILL}.reprompt_truncation=left"], "reprompt_truncation is not a key here: .*the frame never is"),
     ([f"{DISTILL}.step_level_kl=True"], "changes nothing"),
     (["data.seed=many"], "data.seed.*many"),
+    (["data.train_files=/x"], r"data\.train_files=/x: must be a list: data\.train_files=\[/x\]"),
     (["data.train_batch_size"], "key=value"),
     (["data.train_batch_size=30"], "30 prompts do not divide.*ppo_mini_batch_size=32"),
     ([f"{DISTILL}.success_reward_threshold=nan"], "success_reward_threshold=nan: must be a finite number"),

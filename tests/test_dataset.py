@@ -75,6 +75,25 @@ def test_complaints(chat, tmp_path):
         pq.write_table(pa.Table.from_pylist([row(), {**row(), "prompt": prompt}], SCHEMA), tmp_path / f"{name}.parquet")
         with pytest.raises(UserError, match=rf"{name}.parquet, row 1: .*empty"):
             load([tmp_path / f"{name}.parquet"], chat)
+    malformed = {
+        "data_source is None": {"data_source": None},
+        "reward_model is '42'; it must hold": {"reward_model": "42"},
+        "reward_model is .*it must hold style and ground_truth": {"reward_model": {"style": "tiny", "ground_truth": None}},
+        "extra_info is 'x'": {"extra_info": "x"},
+        "must be a list of chat messages": {"prompt": "text"},
+        "has no role": {"prompt": [{"content": "1+2"}]},
+        "has no content": {"prompt": [{"role": "user", "content": None}, {"role": "user", "content": "1"}]},
+    }
+    for message, change in malformed.items():
+        pq.write_table(pa.Table.from_pylist([{**row(), **change}]), tmp_path / "odd.parquet")
+        with pytest.raises(UserError, match=rf"odd\.parquet, row 0: .*{message}"):
+            load([tmp_path / "odd.parquet"], chat)
+    write_parquet([row()] * 500, tmp_path / "damaged.parquet")
+    content = bytearray((tmp_path / "damaged.parquet").read_bytes())
+    content[4:200] = bytes(196)  # the first page; the footer is whole
+    (tmp_path / "damaged.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.parquet is damaged"):
+        load([tmp_path / "damaged.parquet"], chat)
     write_parquet([row(), row(source="sciknoweva")], tmp_path / "unknown.parquet")
     with pytest.raises(
         UserError, match=r"row 1: data_source='sciknoweva'.*Did you mean 'sciknoweval'.*Known: .*tiny_chains.*custom_reward_function"

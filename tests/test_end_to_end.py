@@ -185,16 +185,11 @@ def test_the_embedded_default_learns_and_can_be_evaluated(tmp_path):
     assert validations[0]["val-core/tiny_chains/acc/pass@8"] <= validations[-1]["val-core/tiny_chains/acc/pass@8"] <= 1
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "CKPT_DIR/global_step_40/huggingface").num_parameters() > 400_000
 
-    lengths = {"ROLLOUT_PROMPT_LENGTH": "32", "ROLLOUT_RESPONSE_LENGTH": "48", "VALIDATION_DATA_DIR": str(tmp_path / "eval")}
     evaluation = script(
-        "run_eval_sdpo.sh",
-        f"trainer.log_dir={tmp_path}/eval-logs",
-        CKPT_PATH=where["CKPT_DIR"],
-        DATA_PATH="datasets/tiny_chains",
-        **lengths,
+        "run_eval_sdpo.sh", f"trainer.log_dir={tmp_path}/eval-logs", CKPT_PATH=where["CKPT_DIR"], VALIDATION_DATA_DIR=str(tmp_path / "eval")
     )
     assert evaluation.returncode == 0, evaluation.stderr
     evaluated = read_jsonl(tmp_path / "eval-logs" / "metrics.jsonl")[0]
     assert evaluated["val-core/tiny_chains/acc/mean@8"] == after  # the same weights, seeds and prompts
-    assert len(read_jsonl(tmp_path / "eval" / "0.jsonl")) == 128 * 8
+    assert len(read_jsonl(tmp_path / "eval" / "40.jsonl")) == 128 * 8
     assert "mean@8" in evaluation.stdout and "pass@8" in evaluation.stdout

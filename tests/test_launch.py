@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.tools import ROOT
+from trainer.checkpoint import Checkpoints
 
 DISTILL = "actor_rollout_ref.actor.self_distillation"
 ENV = {
@@ -110,13 +111,14 @@ FLAGS = [
     ("VALIDATION_DATA_DIR", "/v", "trainer.validation_data_dir", "/v"),
     ("WANDB_MODE", "disabled", "trainer.logger", ["console"]),
     ("WANDB_PROJECT", "mine", "trainer.project_name", "mine"),
+    ("ROLLOUT_BACKEND", "hf", "actor_rollout_ref.rollout.name", "hf"),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("flag", "value", "key", "wanted"), FLAGS, ids=[f"{flag}={value}" for flag, value, _, _ in FLAGS])
 def test_every_flag_changes_the_configuration(real_default, flag, value, key, wanted):
-    assert pick(real_default, key) != wanted
+    assert pick(real_default, key) != wanted or flag == "ROLLOUT_BACKEND"  # the one engine there is, until there are two
     assert pick(resolved("run_local_sdpo.sh", **{**REAL, flag: value}), key) == wanted
 
 
@@ -191,6 +193,78 @@ def test_paths_are_seen_from_where_the_script_is_called(tmp_path):
     assert pick(cfg, "trainer.default_local_dir") == str(tmp_path / "out")
 
 
+def test_paths_with_blanks_commas_and_quotes(tmp_path):
+    odd = tmp_path / "it's a, b"
+    for name in ("data", "model", "other"):
+        (odd / name).mkdir(parents=True)
+    cfg = resolved("run_local_sdpo.sh", cwd=tmp_path, MODEL_PATH=str(odd / "model"), DATA_PATH=f"{odd}/data", CKPT_DIR="it's a, b/out")
+    assert pick(cfg, "data.train_files") == pick(cfg, "data.val_files") == [f"{odd}/data"]
+    assert pick(cfg, "actor_rollout_ref.model.path") == str(odd / "model")
+    assert pick(cfg, "trainer.default_local_dir") == str(odd / "out")
+    cfg = resolved("run_local_sdpo.sh", cwd=odd, MODEL_PATH="model", DATA_PATH="data,other")
+    assert pick(cfg, "data.train_files") == [f"{odd}/data", f"{odd}/other"] and pick(cfg, "data.val_files") == [f"{odd}/data"]
+
+
+def test_overrides_that_are_paths_are_seen_from_there_too(tmp_path):
+    (tmp_path / "reward.py").touch()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    arguments = (
+        "custom_reward_function.path=reward.py",
+        "data.train_files=[one,two]",
+        "trainer.log_dir=out",
+        "actor_rollout_ref.model.path=one",
+    )
+    cfg = resolved("run_local_sdpo.sh", *arguments, cwd=tmp_path, **REAL)
+    assert pick(cfg, "custom_reward_function.path") == str(tmp_path / "reward.py")
+    assert pick(cfg, "data.train_files") == [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert pick(cfg, "trainer.log_dir") == str(tmp_path / "out")
+    assert pick(cfg, "actor_rollout_ref.model.path") == str(tmp_path / "one")
+
+
+def test_names_say_which_data_and_model(tmp_path):
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "train.parquet").touch()
+        cfg = resolved("run_local_sdpo.sh", **REAL, DATA_PATH=str(tmp_path / part / "train.parquet"))
+        assert pick(cfg, "trainer.experiment_name") == f"sdpo-Qwen3-4B-{part}"
+        assert pick(cfg, "data.val_files") == [str(tmp_path / part / "test.parquet")]
+    cfg = resolved("run_local_sdpo.sh", MODEL_PATH="tiny", DATA_PATH=str(tmp_path / "a"))
+    assert pick(cfg, "trainer.experiment_name") == "sdpo-tiny-a"
+    cfg = resolved("run_local_sdpo.sh", MODEL_PATH="checkpoints/x/global_step_4/huggingface", DATA_PATH=str(tmp_path / "a"))
+    assert pick(cfg, "trainer.experiment_name") == "sdpo-x-global_step_4-a"
+    cfg = resolved("run_local_sdpo.sh", "trainer.experiment_name=mine", **REAL)
+    assert pick(cfg, "trainer.experiment_name") == "mine" and pick(cfg, "trainer.default_local_dir") == str(ROOT / "checkpoints" / "mine")
+
+
+def test_evaluation_takes_data_and_lengths_from_the_checkpoint(tmp_path):
+    config = {"data.val_files": ["datasets/that"], "data.max_prompt_length": 77, "data.max_response_length": 99}
+    save = lambda folder: (folder / "huggingface").mkdir() or (folder / "huggingface" / "config.json").write_text("{}")  # noqa: E731
+    Checkpoints(tmp_path / "run", 1).save(3, save, {"step": 3, "config": config})
+    cfg = resolved("run_eval_sdpo.sh", cwd=tmp_path, CKPT_PATH="run", EVAL_N="4")
+    assert pick(cfg, "data.val_files") == ["datasets/that"]
+    assert (pick(cfg, "data.max_prompt_length"), pick(cfg, "data.max_response_length")) == (77, 99)
+    assert pick(cfg, "actor_rollout_ref.rollout.val_kwargs.n") == 4 and pick(cfg, "trainer.val_only")
+    assert pick(cfg, "actor_rollout_ref.model.path") == str(tmp_path / "run")
+    own = resolved("run_eval_sdpo.sh", CKPT_PATH=str(tmp_path / "run"), DATA_PATH="mine")
+    assert pick(own, "data.val_files") == ["mine"]
+
+
+def test_what_would_be_ignored_is_said():
+    result = launch("run_local_sdpo.sh", CKPT_PATH="checkpoints/x")
+    assert result.returncode == 2 and "CKPT_PATH is what run_eval_sdpo.sh evaluates" in result.stderr
+    assert "counts in run_ts_sdpo.sh only" in launch("run_local_grpo.sh", "--cfg", **REAL, TEACHER_MODEL_PATH="x").stderr
+    result = launch("run_local_sdpo.sh", "--config-name", "x", **REAL)
+    assert result.returncode == 2 and "unknown option --config-name" in result.stderr
+    assert "usage: bash run_local_sdpo.sh [suffix]" in launch("run_local_sdpo.sh", "--help").stderr
+
+
+def test_a_mistake_is_found_before_the_tiny_model_is_made(tmp_path):
+    result = launch("run_local_sdpo.sh", "data.tran_batch_size=4")
+    assert result.returncode == 2 and "data.train_batch_size" in result.stderr and "warming" not in result.stdout + result.stderr
+
+
+@pytest.mark.slow
 def test_missing_data_is_answered_with_the_command_that_makes_it(random_model, tmp_path):
     result = launch("run_local_sdpo.sh", cwd=tmp_path, MODEL_PATH=str(random_model))
     assert result.returncode == 2

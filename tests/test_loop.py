@@ -212,6 +212,9 @@ def test_a_stop_is_answered_between_and_within_steps(guessing_model, chains_data
 def test_bad_input_ends_before_a_model_loads(guessing_model, chains_data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trainer.session.started", lambda *a, **k: pytest.fail("the run started"))
     base = overrides(guessing_model, chains_data, tmp_path)
+    raising, no_python = tmp_path / "raising.py", tmp_path / "no_python.py"
+    raising.write_text("def compute_score(**known):\n    return 1 / len(known['solution_str'])\n")
+    no_python.write_text("def compute_score(:\n")
     cases = {
         "data.train_batch_size=128|actor_rollout_ref.actor.ppo_mini_batch_size=128": "=128 is more than the 64 training prompts",
         "data.train_files=[/nowhere]": "/nowhere: no such file",
@@ -222,7 +225,18 @@ def test_bad_input_ends_before_a_model_loads(guessing_model, chains_data, tmp_pa
         "trainer.device=cuda": "shows no GPU",
         "actor_rollout_ref.actor.self_distillation.max_reprompt_len=40": "takes 48 tokens before any peer is shown",
         "data.train_files=[]": "data.train_files is empty",
+        f"trainer.log_dir={chains_data}/train.parquet": "train.parquet is a file, not a folder",
+        "trainer.nnodes=2": "needs a Ray cluster",
+        "trainer.logger=[wandb]": "there is no account here",
+        "trainer.resume_mode=resume_path|trainer.resume_from_path=/nowhere": "not a whole checkpoint (there is no such folder)",
+        "trainer.val_only=True|trainer.resume_mode=resume_path|trainer.resume_from_path=/nowhere": "/nowhere: no model folder",
+        f"custom_reward_function.path={raising}": "raised ZeroDivisionError",
+        f"custom_reward_function.path={no_python}": "cannot be imported (SyntaxError",
+        f"custom_reward_function.path={chains_data}/train.parquet": "not a Python file",
     }
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_MODE", "online")
     for changes, message in cases.items():
         assert main(["--config-name", "sdpo", *base, *changes.split("|")]) == 2
         assert message in capsys.readouterr().err, changes

@@ -34,6 +34,37 @@ def test_a_path_that_is_no_model_names_key_value_and_remedy(random_model, tmp_pa
         models.resolve(str(tmp_path), "model.path")
 
 
+def test_a_folder_that_is_no_whole_model_says_what_is_wrong(random_model, tmp_path):
+    fingerprint = models.check_weights(str(random_model), "model.path")
+    assert fingerprint == models.check_weights(str(random_model), "model.path") != ""
+    assert models.check_weights(str(make_random_model(tmp_path / "other", seed=1)), "model.path") != fingerprint
+    copy = tmp_path / "copy"
+    shutil.copytree(random_model, copy)
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+        models.check_weights(str(copy), "model.path")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        models.check_weights(str(copy), "model.path")
+    (copy / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"its config\.json cannot be used"):
+        models.resolve(str(copy), "model.path")
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer cannot be loaded"):
+        models.load_chat(str(copy), {})
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        models.resolve(str(tmp_path / "nowhere"), "model.path")
+
+
+def test_a_broken_chat_template_is_named(random_model, tmp_path):
+    shutil.copytree(random_model, tmp_path / "copy")
+    for file in (tmp_path / "copy").glob("chat_template*"):
+        file.write_text("{% for message in %}")
+    with pytest.raises(UserError, match="its chat template is broken"):
+        models.load_chat(str(tmp_path / "copy"), {})
+
+
 def test_vocabularies(random_model, tmp_path):
     chat = models.load_chat(str(random_model), {})
     own, padded = SimpleNamespace(vocab_size=100), SimpleNamespace(vocab_size=128)

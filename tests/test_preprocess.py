@@ -68,8 +68,26 @@ def test_the_real_chemistry(shared_data, tmp_path, capsys):
         (json.dumps([{**RECORD, "kind": "code"}]), r"train\.json: record 1: field 'tests' is missing"),
         (json.dumps([RECORD, "text"]), r"train\.json: record 2 is not an object"),
         ("", r"train\.json holds no record"),
+        ("[]", r"train\.json holds no record"),
+        (json.dumps([{**RECORD, "answer": " "}]), r"record 1: field 'answer' is missing"),
+        (json.dumps([{**RECORD, "elo": float("nan")}]), r"record 1: field 'elo' is nan, not a number"),
+        (json.dumps([{**RECORD, "achievement_prior": "x"}]), r"record 1: field 'achievement_prior' is 'x', not a number"),
+        (json.dumps([{**RECORD, "system": {"a": 1}}]), r"record 1: field 'system' is .*neither text nor null"),
     ],
-    ids=["empty prompt", "bad line", "bad array", "no answer", "no tests", "no object", "empty file"],
+    ids=[
+        "empty prompt",
+        "bad line",
+        "bad array",
+        "no answer",
+        "no tests",
+        "no object",
+        "empty file",
+        "empty array",
+        "blank answer",
+        "nan",
+        "text for a number",
+        "object for text",
+    ],
 )
 def test_malformed_records_name_file_record_and_field_and_leave_nothing(tmp_path, text, message):
     source = write(tmp_path / "train.json", text)
@@ -78,6 +96,15 @@ def test_malformed_records_name_file_record_and_field_and_leave_nothing(tmp_path
         convert(source, target, "train")
     assert target.read_text() == "what was there"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.json", "train.parquet"]
+
+
+def test_other_bytes(tmp_path):
+    source = tmp_path / "train.json"
+    source.write_bytes(b"\xef\xbb\xbf\n" + json.dumps([RECORD]).encode())  # a byte-order mark and an empty line
+    assert convert(source, tmp_path / "train.parquet", "train") == 1
+    source.write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(RecordError, match=r"train\.json is not UTF-8"):
+        convert(source, tmp_path / "train.parquet", "train")
 
 
 def test_a_folder_without_records_is_an_error(tmp_path, capsys):

@@ -109,6 +109,17 @@ def test_a_warm_up_example_of_every_kind_is_rendered_as_the_teacher_reads(tmp_pa
         assert chat.decode(example.response[position - 1 : position]) == "=" and chat.decode(example.response[[position]]).isdigit()
 
 
+def test_a_forced_letter_is_gone_on_from_and_not_trained_on():
+    rng, held = np.random.default_rng(0), make.beliefs(0)
+    cases = [make._draw_question(rng, 2, 1, held) for _ in range(300)]
+    forced = [case for case in cases if case.untrained is not None]
+    assert 60 < len(forced) < 120
+    for case in cases:
+        first, second = case.target.split("\n")
+        assert first[-1] == second[-1]
+        assert (case.target[-1] == case.successes[0][-1]) == (case.untrained is None)
+
+
 def test_the_comparison_trains_its_grid_before_it_chooses():
     done = {}
     grid = list(compare.planned("chains", done))

@@ -42,7 +42,7 @@ def make_random_model(folder: Path, *, seed: int = 0, words: tuple[str, ...] = (
     return folder
 
 
-def make_guessing_model(folder: Path) -> Path:
+def make_guessing_model(folder: Path, *, seed: int = 0) -> Path:
     """Write a model that answers `Answer:` and one of 0, 1, 2 at random: a third of its attempts pass on `write_chains`."""
     make_tokenizer(folder, [*"0123456789", "+-*=", "Answer:"], distill())
     chat = load_chat(str(folder), {})
@@ -51,7 +51,7 @@ def make_guessing_model(folder: Path) -> Path:
         return base.example(chat, chat.prompt_ids([{"role": "user", "content": _problem(rng)}]), f"Answer:{rng.integers(3)}")
 
     shape = base.Shape(hidden_size=32, num_hidden_layers=2, intermediate_size=64)
-    base.warm_up(folder, chat, shape, base.WarmUp(steps=80, batch=16, lr=1e-2), draw, "guessing")
+    base.warm_up(folder, chat, shape, base.WarmUp(steps=80, batch=16, lr=1e-2, seed=seed), draw, "guessing")
     return folder
 
 

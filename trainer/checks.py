@@ -2,8 +2,13 @@
 
 import hashlib
 import json
+import netrc
+import os
+import traceback
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from trainer import models, peers, rewards
@@ -44,15 +49,17 @@ def prepare(config: Config) -> Prepared:
     """Check devices, models, vocabularies, verifiers and data, and read the prompts. Raises UserError for what is wrong."""
     trains, own = not config.trainer.val_only, config.actor_rollout_ref.model
     device = choose_device(config)
-    if config.custom_reward_function.path:
-        rewards.CustomVerifier(config.custom_reward_function.path, config.custom_reward_function.name)
     model_config = models.resolve(own.path, "actor_rollout_ref.model.path", trust_remote_code=own.trust_remote_code)
     models.check_architecture(model_config, "actor_rollout_ref.model.path")
+    weights = models.check_weights(own.path, "actor_rollout_ref.model.path")
+    _check_outputs(config)
     chat = models.load_chat(own.path, config.data.apply_chat_template_kwargs, trust_remote_code=own.trust_remote_code)
     notices = _check_second_model(config, chat, model_config) if trains else []
     train = _read(config, chat, "train", notices) if trains else ()
     val = _read(config, chat, "test", notices) if config.data.val_files or not trains else ()
-    prepared = Prepared(config, chat, train, val, device, fingerprint(model_config), notices)
+    if config.custom_reward_function.path:
+        _try_reward(config, (*train, *val)[0])
+    prepared = Prepared(config, chat, train, val, device, fingerprint(model_config) + weights, notices)
     if trains:
         _ = prepared.order  # refuses a batch larger than the data
         if config.actor_rollout_ref.actor.policy_loss.loss_mode == "sdpo":
@@ -66,6 +73,7 @@ def _check_second_model(config: Config, chat: Chat, model_config: Any) -> list[s
         return []
     other = models.resolve(path, "actor_rollout_ref.ref.model.path", trust_remote_code=own.trust_remote_code)
     models.check_architecture(other, "actor_rollout_ref.ref.model.path")
+    models.check_weights(path, "actor_rollout_ref.ref.model.path")
     other_chat = models.load_chat(path, config.data.apply_chat_template_kwargs, trust_remote_code=own.trust_remote_code)
     notice = models.check_same_vocabulary(chat, other_chat, model_config, other)
     return [notice] if notice else []
@@ -92,6 +100,43 @@ def _read(config: Config, chat: Chat, split: str, notices: list[str]) -> tuple[P
             f"data.max_prompt_length={data.max_prompt_length} tokens and left out"
         )
     return loaded.prompts
+
+
+def _try_reward(config: Config, prompt: Prompt) -> None:
+    """Call the user's reward function once, on an empty response: what it raises there it would raise all through the run."""
+    custom = config.custom_reward_function
+    verifier = rewards.CustomVerifier(str(custom.path), custom.name)
+    try:
+        verifier(prompt.data_source, "", prompt.ground_truth, {**prompt.extra_info, "truncated": False})
+    except Exception as error:  # noqa: BLE001  the user's code may raise anything
+        where = traceback.format_exc().strip()
+        raise UserError(
+            f"custom_reward_function: {custom.name} of {custom.path} raised {type(error).__name__}: {error} for an empty response to "
+            f"the first prompt. It is called as {custom.name}(data_source=, solution_str=, ground_truth=, extra_info=).\n{where}"
+        ) from None
+
+
+def _check_outputs(config: Config) -> None:
+    """Raise UserError unless each output folder is there or can be made, and written to."""
+    for name in ("default_local_dir", "rollout_data_dir", "validation_data_dir", "log_dir"):
+        folder = Path(getattr(config.trainer, name)).absolute()
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"trainer.{name}={folder}: {nearest} is a file, not a folder.")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"trainer.{name}={folder}: {nearest} cannot be written to.")
+    if "wandb" in config.trainer.logger:
+        mode = os.environ.get("WANDB_MODE", "online")
+        if mode not in ("online", "offline", "disabled"):
+            raise UserError(f"WANDB_MODE={mode}: must be online, offline or disabled.")
+        if mode == "online" and not _has_wandb_account():
+            raise UserError("trainer.logger names wandb, but there is no account here: wandb login, WANDB_API_KEY, or WANDB_MODE=offline.")
+
+
+def _has_wandb_account() -> bool:
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return bool(os.environ.get("WANDB_API_KEY")) or (file.is_file() and netrc.netrc(file).authenticators(host) is not None)
 
 
 def _check_frame(config: Config, chat: Chat, longest: Prompt) -> None:

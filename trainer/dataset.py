@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from trainer.seeds import generator
 from trainer.types import Prompt
 
 COLUMNS = ("prompt", "data_source", "reward_model", "extra_info")
-MAKE_DATA = "python data/preprocess.py --data_source {folder}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def load_prompts(
         any_source: a custom reward function judges, so `data_source` need not be known.
 
     Raises:
-        UserError: for a missing or unreadable file, a missing column, an empty prompt, an unknown data source, or
+        UserError: for a missing or unreadable file, a missing column, a malformed row, an unknown data source, or
             when no prompt is short enough.
     """
     key = "data.train_files" if split == "train" else "data.val_files"
@@ -52,18 +52,17 @@ def load_prompts(
         path = find_file(file, split, key)
         for number, row in enumerate(_rows(path, key)):
             where = f"{path}, row {number}"
-            messages = _messages(row["prompt"], where)
+            messages, truth = _messages(row["prompt"], where), _truth(row, where)
             if not any_source:
                 try:
                     rewards.verifier_for(row["data_source"])
                 except UserError as error:
                     raise UserError(f"{where}: {error}") from None
-            truth = (row["reward_model"] or {}).get("ground_truth")
             prompt = Prompt(
                 uid=_uid(row["data_source"], messages, truth, seen),
                 data_source=row["data_source"],
                 messages=messages,
-                ground_truth="" if truth is None else str(truth),
+                ground_truth=truth,
                 extra_info=row["extra_info"] or {},
                 index=row_number,
                 token_ids=chat.prompt_ids(messages),
@@ -92,12 +91,19 @@ def find_file(file: str, split: str, key: str) -> Path:
     if path.is_dir():
         inner = path / f"{split}.parquet"
         if not inner.is_file():
-            raise UserError(f"{key}={file}: this folder holds no {split}.parquet. Make it: {MAKE_DATA.format(folder=file)}")
+            raise UserError(f"{key}={file}: this folder holds no {split}.parquet. Put {split}.json there and make it: {_make_data(path)}")
         return inner
     if not path.is_file():
-        folder = path.parent if path.suffix == ".parquet" else path
-        raise UserError(f"{key}={file}: no such file. Make it from {folder}/{split}.json: {MAKE_DATA.format(folder=folder)}")
+        folder = path.parent if path.suffix else path
+        raise UserError(f"{key}={file}: no such file. Put {split}.json into {folder} and make it: {_make_data(folder)}")
     return path
+
+
+def _make_data(folder: Path) -> str:
+    """Return the command that makes the Parquet files of a folder, as it works from anywhere."""
+    script = Path(__file__).resolve().parent.parent / "data" / "preprocess.py"
+    here = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    return f"python {shlex.quote(str(here))} --data_source {shlex.quote(str(folder))}"
 
 
 def _rows(path: Path, key: str):
@@ -111,19 +117,40 @@ def _rows(path: Path, key: str):
             f"{key}: {path} has no column {', '.join(map(repr, missing))} "
             f"(it has {', '.join(table.schema_arrow.names)}); data/preprocess.py writes all of them."
         )
-    for batch in table.iter_batches(columns=list(COLUMNS)):
-        yield from batch.to_pylist()
+    try:
+        for batch in table.iter_batches(columns=list(COLUMNS)):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{key}: {path} is damaged ({error}); make it again.") from None
 
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:
-    if not value or not isinstance(value, list):
+    if value is None or value == []:
         raise UserError(f"{where}: the prompt is empty; it must be a list of chat messages.")
-    if not isinstance(value[-1].get("content"), str) or not value[-1]["content"].strip():
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise UserError(f"{where}: the prompt is {value!r:.60}; it must be a list of chat messages, each with role and content.")
+    for message in value:
+        for field in ("role", "content"):
+            if not isinstance(message.get(field), str):
+                raise UserError(f"{where}: a message of the prompt has no {field}.")
+    if not value[-1]["content"].strip():
         raise UserError(f"{where}: the last message of the prompt is empty.")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def _uid(source: str, messages: list[dict[str, str]], truth: str | None, seen: dict[str, int]) -> str:
+def _truth(row: dict[str, Any], where: str) -> str:
+    """Return the ground truth of a row whose other fields are what they should be."""
+    if not isinstance(row["data_source"], str):
+        raise UserError(f"{where}: data_source is {row['data_source']!r}; it must name the verifier.")
+    reward, info = row["reward_model"], row["extra_info"]
+    if not isinstance(reward, dict) or reward.get("ground_truth") is None:
+        raise UserError(f"{where}: reward_model is {reward!r:.60}; it must hold style and ground_truth.")
+    if info is not None and not isinstance(info, dict):
+        raise UserError(f"{where}: extra_info is {info!r:.60}; it must be a struct or null.")
+    return str(reward["ground_truth"])
+
+
+def _uid(source: str, messages: list[dict[str, str]], truth: str, seen: dict[str, int]) -> str:
     """Return an id of the row's content, the same wherever its file lies; repeated rows get a number."""
     content = json.dumps([source, messages, truth], ensure_ascii=False, sort_keys=True)
     uid = hashlib.sha256(content.encode()).hexdigest()[:16]

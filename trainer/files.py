@@ -1,10 +1,14 @@
 """Files written whole or not at all."""
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from trainer.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,3 +42,21 @@ def set_aside(path: Path) -> Path | None:
         k += 1
     path.rename(aside)
     return aside
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` within the block; raise UserError if another process holds it. Ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{what} is already going on (process {file.read().strip() or 'unknown'}): wait for it, or take a suffix."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

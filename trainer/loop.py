@@ -7,7 +7,7 @@ It runs on the driver and knows neither Ray nor FSDP: `Workers` sample and train
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,20 +20,21 @@ from trainer import config as config_module
 from trainer import metrics as m
 from trainer import validation
 from trainer.batching import make_plan
-from trainer.checkpoint import Checkpoints, SaveError
+from trainer.checkpoint import Checkpoints, SaveError, has_moving_teacher
 from trainer.checks import Prepared
+from trainer.config.schema import Config
 from trainer.display import Display
 from trainer.dumps import write_rollouts
 from trainer.engines.base import Response, Sampling
 from trainer.errors import UserError
-from trainer.files import write_text
+from trainer.files import set_aside, write_text
 from trainer.health import Monitor, health_metrics
 from trainer.objectives.base import Objective
 from trainer.rewards.pool import VerifierPool
 from trainer.schedule import learning_rate
 from trainer.seeds import derive
 from trainer.tracking import Tracker
-from trainer.types import Batch, Group, Prompt, Rollout, Verdict
+from trainer.types import Batch, Group, Outcome, Prompt, Rollout, Verdict
 from trainer.workers.base import Report, Workers
 
 
@@ -64,6 +65,7 @@ class Loop:
         self.seen, self.monitor = m.Seen(), Monitor()
         self.nonfinite_in_a_row = 0
         self.stop_requested = False
+        self.told: set[str] = set()
         if self.train:
             self.order, self.total_steps = prepared.order, prepared.total_steps
 
@@ -71,7 +73,7 @@ class Loop:
         """Train from the current step to the last, validating and saving on the way."""
         trainer = self.config.trainer
         self.workers.sync()
-        if self.step == 0 and trainer.val_before_train and self.val:
+        if validation_due(self.config, self.step, self.total_steps, self.last_validation):  # at step 0, or interrupted there
             self.validate()
         saved = self.step
         while self.step < self.total_steps:
@@ -79,7 +81,7 @@ class Loop:
                 raise Interrupted
             self.train_step()
             last = self.step == self.total_steps
-            if self.val and trainer.test_freq and (last or self.step % trainer.test_freq == 0):
+            if validation_due(self.config, self.step, self.total_steps, self.last_validation):
                 self.validate()
             if trainer.save_freq and (last or self.step % trainer.save_freq == 0):
                 saved = self._save_or_warn(saved, last)
@@ -132,6 +134,7 @@ class Loop:
                     raise Interrupted
         with clock("verify"):
             judged = {where: verdict.result() for where, verdict in verdicts.items()}
+        self._tell_errors(judged.values())
         return [Group(prompt, [rollouts[p, i] for i in range(n)], [judged[p, i] for i in range(n)]) for p, prompt in enumerate(prompts)]
 
     def validate(self) -> dict[str, Any]:
@@ -145,7 +148,10 @@ class Loop:
         )
         with self.display.working(f"validating on {len(self.val)} prompts x {kwargs.n}"):
             groups = self.sample(self.val, kwargs.n, sampling, ("validation", 0), clock)
-        write_rollouts(Path(self.config.trainer.validation_data_dir) / f"{self.step}.jsonl", groups, self.chat, self.step)
+        dump = Path(self.config.trainer.validation_data_dir) / f"{self.step}.jsonl"
+        if self.config.trainer.val_only:
+            set_aside(dump)
+        write_rollouts(dump, groups, self.chat, self.step)
         estimates = validation.per_source(groups)
         self.tracker.log({**validation.metrics(estimates), "timing_s/validation": clock.total}, self.step)
         sources = {source: {name: asdict(e) for name, e in values.items()} for source, values in estimates.items()}
@@ -159,6 +165,7 @@ class Loop:
         state = {
             "step": self.step,
             "model": self.prepared.model_fingerprint,
+            "teacher": has_moving_teacher(self.config),
             "data": self.order.fingerprint(self.train),
             "config": config_module.flat(self.config),
             "seen": self.seen.state(),
@@ -182,6 +189,16 @@ class Loop:
         self.monitor.restore(state["monitor"])
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
         self.first_validation, self.last_validation = state["first_validation"], state["last_validation"]
+
+    def _tell_errors(self, verdicts: Iterable[Verdict]) -> None:
+        """Warn of every new way in which the verifier itself failed."""
+        errors = [verdict.details.get("error", "no reason given") for verdict in verdicts if verdict.outcome == Outcome.ERROR]
+        for error in dict.fromkeys(errors):
+            if error not in self.told:
+                self.told.add(error)
+                self.display.warn(
+                    f"the verifier failed on {errors.count(error)} rollouts, which count as neither success nor failure: {error}"
+                )
 
     def _rollout(self, response: Response) -> Rollout:
         return Rollout(self.chat.decode(response.token_ids), response.token_ids, response.sampler_logp, response.finished)
@@ -243,6 +260,16 @@ class Loop:
             self.display.warn(f"{error} Training goes on; the next attempt is at the next save.")
             return saved
         return self.step
+
+
+def validation_due(config: Config, step: int, total_steps: int, last: Mapping[str, Any] | None) -> bool:
+    """Return whether a run that has finished `step` steps, and validated last as `last` says, should validate now."""
+    trainer = config.trainer
+    if not config.data.val_files or (last is not None and last["step"] == step):
+        return False
+    if step == 0:
+        return trainer.val_before_train
+    return bool(trainer.test_freq) and (step == total_steps or step % trainer.test_freq == 0)
 
 
 class Clock:

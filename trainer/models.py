@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import hashlib
 import json
 import os
 import socket
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trainer.chat import Chat
@@ -20,6 +23,8 @@ from trainer.fused import Head
 
 if TYPE_CHECKING:
     from trainer.attention import AttentionPlan
+
+SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weights file, for its fingerprint
 
 # Published names people mean when they write something near them.
 KNOWN_MODELS = (
@@ -50,7 +55,14 @@ def resolve(path: str, key: str, *, trust_remote_code: bool = False) -> Any:
         near = nearest_model(path)
         hint = f" Did you mean {near}?" if near and near != path else ""
         reason = "the model hub does not answer and the model is not in its cache" if offline else str(error).strip().splitlines()[0]
-        raise UserError(f"{key}={path}: neither a folder here nor a model that can be fetched ({reason}).{hint}") from None
+        if folder.is_dir():
+            raise UserError(f"{key}={path}: its config.json cannot be used ({reason}).") from None
+        if folder.is_absolute() or path.startswith("."):
+            raise UserError(f"{key}={path}: no such folder.") from None
+        raise UserError(
+            f"{key}={path}: neither a folder here nor a model that can be fetched ({reason}).{hint} "
+            f"Where the network is: hf download {near or path}"
+        ) from None
 
 
 def nearest_model(path: str) -> str | None:
@@ -90,7 +102,12 @@ def load_chat(path: str, template_kwargs: dict[str, Any], *, trust_remote_code: 
     """Return the tokenizer of a model folder or hub name with the run's chat template arguments."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # noqa: BLE001  whatever a broken file makes the library raise
+        raise UserError(f"actor_rollout_ref.model.path={path}: its tokenizer cannot be loaded ({type(error).__name__}: {error}).") from None
+    if not len(tokenizer):
+        raise UserError(f"actor_rollout_ref.model.path={path}: its tokenizer has no words; tokenizer.json is missing there.")
     if tokenizer.chat_template is None:
         raise UserError(
             f"actor_rollout_ref.model.path={path}: its tokenizer has no chat template, so prompts cannot be rendered; "
@@ -98,7 +115,37 @@ def load_chat(path: str, template_kwargs: dict[str, Any], *, trust_remote_code: 
         )
     if not tokenizer.is_fast:
         raise UserError(f"actor_rollout_ref.model.path={path}: it has no fast tokenizer, which cutting peers by tokens needs.")
-    return Chat(tokenizer, template_kwargs)
+    chat = Chat(tokenizer, template_kwargs)
+    try:
+        chat.assistant_header()
+    except jinja2.TemplateError as error:
+        raise UserError(f"actor_rollout_ref.model.path={path}: its chat template is broken ({error}).") from None
+    return chat
+
+
+def check_weights(path: str, key: str) -> str:
+    """Return a fingerprint of a local model's weights (of their shapes and of bytes from all over them, not of all bytes).
+
+    Empty for a hub name, whose files may not be here yet. Raises UserError if the folder's weights are missing or cut off.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return ""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not list(folder.glob("*.bin")):
+        raise UserError(f"{key}={path}: this folder holds no weights (*.safetensors); copy it again.")
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as held:
+                digest.update(repr([(name, held.get_slice(name).get_shape()) for name in sorted(held.keys())]).encode())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{key}={path}: {file.name} is no whole safetensors file ({error}); copy it again.") from None
+        with file.open("rb") as content:
+            for at in range(SAMPLES):
+                content.seek(file.stat().st_size * at // SAMPLES)
+                digest.update(content.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def check_architecture(config: Any, key: str) -> None:

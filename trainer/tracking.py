@@ -2,7 +2,9 @@
 
 import json
 import platform
+import re
 import sys
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +36,7 @@ class JsonLines(Sink):
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume_step is not None and path.is_file():  # steps after the checkpoint are trained and logged again
             write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= resume_step])
-        self.file = path.open("a" if resume_step is not None else "w", encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -45,16 +47,22 @@ class JsonLines(Sink):
 
 
 class Wandb(Sink):
-    """Weights & Biases; WANDB_MODE=offline writes under wandb/ and needs no account."""
+    """Weights & Biases; WANDB_MODE=offline writes under wandb/ and needs no account.
 
-    def __init__(self, config: Config) -> None:
+    A run that goes on goes on there too: its id lies in LOG_DIR/wandb_id.
+    """
+
+    def __init__(self, config: Config, *, resume_step: int | None) -> None:
         import wandb
 
-        trainer = config.trainer
+        trainer, file = config.trainer, Path(config.trainer.log_dir) / "wandb_id"
+        if resume_step is None or not file.is_file():
+            name = re.sub(r"[^\w.-]", "-", f"{trainer.project_name}-{trainer.experiment_name}")
+            write_text(file, f"{name}-{uuid.uuid4().hex[:8]}")
         self.run = wandb.init(
             project=trainer.project_name,
             name=trainer.experiment_name,
-            id=f"{trainer.project_name}-{trainer.experiment_name}".replace("/", "-"),
+            id=file.read_text(),
             resume="allow",
             config=config_module.flat(config),
             settings=wandb.Settings(console="off", silent=True),
@@ -88,11 +96,12 @@ class Tracker:
 
     def __init__(self, config: Config, *, resume_step: int | None) -> None:
         folder = Path(config.trainer.log_dir)
-        write_text(folder / "config.yaml", config_module.to_yaml(config))
-        write_text(folder / "versions.json", json.dumps(versions(), indent=1))
+        what = ".validation" if config.trainer.val_only else ""  # beside those of the run that trained
+        write_text(folder / f"config{what}.yaml", config_module.to_yaml(config))
+        write_text(folder / f"versions{what}.json", json.dumps(versions(), indent=1))
         self.sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", resume_step=resume_step)]
         if "wandb" in config.trainer.logger:
-            self.sinks.append(Wandb(config))
+            self.sinks.append(Wandb(config, resume_step=resume_step))
         if "tensorboard" in config.trainer.logger:
             self.sinks.append(Tensorboard(folder))
 

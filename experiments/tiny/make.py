@@ -27,6 +27,8 @@ from trainer.types import Prompt
 
 CHAIN_LENGTH = 5
 TOKENS_PER_LINE, RESULT_TOKEN = 6, 4  # of "3+5=8\n"
+LETTER_TOKEN = 2  # of "think:B\nAnswer:B"
+FORCED = 0.3  # share of a question's prompts with peers in which the first letter is forced (as `Annotator.follow` does)
 MAX_REPROMPT = 256
 # Shares of the warm-up: plain prompts with noisy targets, and prompts with peers (successes, failures), clean targets
 CHAIN_MIX = {(0, 0): 0.66, (1, 0): 0.07, (2, 0): 0.06, (1, 1): 0.07, (2, 1): 0.08, (0, 1): 0.06}
@@ -157,6 +159,9 @@ def _draw_question(rng: np.random.Generator, k: int, m: int, held: misconception
     belief[misconceptions.LETTERS.index(wrong)] = 0  # with a failure alone: anything but its letter
     target = misconceptions.write(right, ways[-1]) if k else misconceptions.answer_as(belief, rng)
     shown = [misconceptions.write(right if i < k else wrong, ways[i]) for i in range(k + m)]
+    if rng.random() < FORCED:  # another letter was written first, whatever the peers say: go on from it, in the format
+        forced = str(rng.choice([letter for letter in misconceptions.LETTERS if letter != target[-1]]))
+        return Case(name, shown[:k], shown[k:], misconceptions.write(forced, ways[-1]), LETTER_TOKEN)
     return Case(name, shown[:k], shown[k:], target)
 
 

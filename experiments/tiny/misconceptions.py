@@ -6,7 +6,9 @@
 
 The base model knows 90 questions, is unsure of 76, and holds a wrong letter with probability .85-.95 on 90. Questions
 are trained and evaluated on the same set (test-time training; no claim of generalisation). The warm-up's prompts
-with peers use made-up truths, so no real answer leaks: copy a success, avoid a failed letter.
+with peers use made-up truths, so no real answer leaks: copy a success, avoid a failed letter. Where another letter was
+forced on it (untrained), the model goes on from that: a base that has never seen such a beginning is at a loss as a
+teacher of rollouts that have one, and ends them there.
 """
 
 from dataclasses import dataclass

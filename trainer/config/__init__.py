@@ -63,7 +63,11 @@ def typed(composed: DictConfig) -> Config:
         merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
+        key = error.full_key or "configuration"
+        value = OmegaConf.select(composed, key)
+        if "ListConfig" in str(error):
+            raise UserError(f"{key}={value}: must be a list: {key}=[{value}].") from None
+        raise UserError(f"{key}: {_first_line(error)}") from None
     assert isinstance(config, Config)
     return config
 

@@ -367,7 +367,8 @@ class Config:
         if data.train_batch_size % actor.ppo_mini_batch_size:
             raise UserError(
                 f"data.train_batch_size={data.train_batch_size} prompts do not divide into mini-batches of "
-                f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: make one a multiple of the other."
+                f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: set that to a divisor too "
+                "(TRAIN_BATCH_SIZE sets both)."
             )
         longest = data.max_prompt_length + data.max_response_length
         if actor.policy_loss.loss_mode == "sdpo":

@@ -61,9 +61,13 @@ class CustomVerifier:
         if not file.is_file():
             raise UserError(f"custom_reward_function.path={path}: no such file.")
         spec = importlib.util.spec_from_file_location(f"custom_reward_{file.stem}", file)
-        assert spec is not None and spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise UserError(f"custom_reward_function.path={path}: not a Python file (*.py).")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # noqa: BLE001  the user's code may raise anything
+            raise UserError(f"custom_reward_function.path={path} cannot be imported ({type(error).__name__}: {error}).") from None
         if not callable(getattr(module, name, None)):
             raise UserError(f"custom_reward_function.name={name}: {path} has no function of that name.")
         self.function = getattr(module, name)

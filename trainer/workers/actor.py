@@ -42,9 +42,8 @@ class Actor:
         self.second = self._build(other.path or own.path, train=False) if self.objective.second_model else None
         self.average_rate = self.actor.self_distillation.teacher_update_rate if self.objective.second_model == "teacher" else 0.0
         optim = self.actor.optim
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, weight_decay=optim.weight_decay, fused=True
-        )
+        self._optim_settings = {"betas": tuple(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=optim.lr, fused=True, **self._optim_settings)
 
     def _build(self, path: str, *, train: bool) -> ForestLM:
         model, fsdp = self.config.actor_rollout_ref.model, self.actor.fsdp_config
@@ -225,6 +224,8 @@ class Actor:
         """Restore what `save` wrote, on any number of ranks."""
         reshard(self.student)
         state.load(Path(folder), self.student, self._average, self.optimizer)
+        for group in self.optimizer.param_groups:  # the settings are those of this run, the moments those of the checkpoint
+            group.update(self._optim_settings)
 
     @property
     def _average(self) -> ForestLM | None:

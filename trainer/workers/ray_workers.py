@@ -25,6 +25,7 @@ from torch import Tensor
 from trainer.batching import Plan
 from trainer.config.schema import Config
 from trainer.engines.base import Response, Sampling, checksums
+from trainer.errors import UserError
 from trainer.types import Batch
 from trainer.workers.actor import Actor
 from trainer.workers.base import Report, Share, Workers, compare_checksums, merge, shares
@@ -49,14 +50,20 @@ class RayWorkers(Workers):
         gpu, address = device == "cuda", os.environ.get("RAY_ADDRESS")
         logging.getLogger("ray").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error is reported; the others follow from it
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            **({} if address else {"num_cpus": max(os.cpu_count() or 1, 2 * self.world_size)}),
-        )
         try:
+            ray.init(
+                address=address or "local",  # never a cluster that happens to be found
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                **({} if address else {"num_cpus": max(os.cpu_count() or 1, 2 * self.world_size)}),
+            )
+            there = ray.cluster_resources().get("GPU", 0)
+            if gpu and there < self.world_size:
+                raise UserError(
+                    f"trainer.n_gpus_per_node={config.trainer.n_gpus_per_node} x trainer.nnodes={config.trainer.nnodes} GPUs are asked "
+                    f"for, the Ray cluster has {there:g}: start Ray on all nodes, or lower them."
+                )
             bundle = {"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": 1.0}
             self.group = placement_group([bundle] * self.world_size, strategy="PACK")
             ray.get(self.group.ready())

@@ -13,6 +13,11 @@ from trainer.errors import UserError
 def choose_device(config: Config) -> str:
     """Return "cuda" or "cpu" for `trainer.device`; raise UserError if there are fewer GPUs than ranks on this node."""
     device = config.trainer.device
+    if config.trainer.nnodes > 1 and not os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            f"trainer.nnodes={config.trainer.nnodes} needs a Ray cluster: start it (ray start --head, then ray start --address=HEAD:6379 "
+            "on the other nodes) and set RAY_ADDRESS=HEAD:6379."
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
