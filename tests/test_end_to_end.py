@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.test_launch import ENV
@@ -105,7 +108,7 @@ def test_killed_and_resumed_is_straight_bit_for_bit(straight, guessing_model, ch
     assert metrics_of(tmp_path) == metrics_of(straight)
 
     code, stdout, _ = Run(guessing_model, chains_data, tmp_path, *SIX).wait()
-    assert code == 0 and "this run is complete: 6 of 6 steps" in stdout and "before and after" in stdout
+    assert code == 0 and "this run is complete: 6 steps of 6" in stdout and "before and after" in stdout
 
 
 def test_two_ranks_train_what_one_does(straight, guessing_model, chains_data, tmp_path):
@@ -152,11 +155,11 @@ def test_a_rank_that_dies_ends_the_run_with_what_to_do(guessing_model, chains_da
 
 
 def test_a_worker_that_raises_ends_the_run_with_its_own_traceback(guessing_model, chains_data, tmp_path):
-    import shutil
-
     broken = tmp_path / "model"
     shutil.copytree(guessing_model, broken)
-    (broken / "model.safetensors").write_bytes(b"no weights")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(7)  # a whole file of another model's shapes
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     code, _, stderr = Run(broken, chains_data, tmp_path / "out").wait()
     assert code == 1
     assert "build_lm" in stderr and "resume: python -m trainer.main" in stderr  # a frame of the worker's, not of the driver's

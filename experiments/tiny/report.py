@@ -43,7 +43,10 @@ ABOUT = {
     "prompts are disjoint, and those of selection and final are other draws.",
     "misconceptions": "256 questions, four letters each; the base knows some, is unsure of some and holds a wrong letter on the "
     "rest, whose groups mostly fail as a whole. Trained and evaluated on the same questions (test-time training, no claim of "
-    "generalisation): 128 for selection, the other 128 for the final numbers.",
+    "generalisation): 128 for selection, the other 128 for the final numbers. What a teacher does after a beginning it would not have "
+    "written decides here: the warm-up forces a first letter on a part of its examples and lets the model go on from it. A first base "
+    "without that ended such rollouts unanswered as a teacher, its students unlearned the answer line, and 9 of 39 selection runs with "
+    "failures in the prompt ended below 0.8 of their best (the other methods were not run on it).",
 }
 
 
