@@ -148,6 +148,7 @@ def test_arguments_in_any_order_and_over_flags():
     assert two.returncode == 2 and "two suffixes: 'one' and 'two'" in two.stderr
 
 
+@pytest.mark.slow
 def test_what_runs_when_nothing_is_given():
     tiny = resolved("run_local_sdpo.sh")
     assert pick(tiny, "actor_rollout_ref.model.path") == "models/tiny-chains" and pick(tiny, "trainer.total_training_steps") == 40
@@ -158,6 +159,7 @@ def test_what_runs_when_nothing_is_given():
     assert pick(teacher, "actor_rollout_ref.ref.model.path") == "models/tiny-chains-teacher"
 
 
+@pytest.mark.slow
 def test_with_a_gpu_and_the_paper_data(tmp_path):
     """A copy of the project in which datasets/lcb_v6 exists, on a machine whose nvidia-smi lists two GPUs."""
     for name in ("trainer", "scripts", "experiments", "data", "run_local_sdpo.sh", "requirements.txt", "requirements_vllm.txt", "setup.py"):
@@ -193,6 +195,7 @@ def test_paths_are_seen_from_where_the_script_is_called(tmp_path):
     assert pick(cfg, "trainer.default_local_dir") == str(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_paths_with_blanks_commas_and_quotes(tmp_path):
     odd = tmp_path / "it's a, b"
     for name in ("data", "model", "other"):
@@ -205,6 +208,7 @@ def test_paths_with_blanks_commas_and_quotes(tmp_path):
     assert pick(cfg, "data.train_files") == [f"{odd}/data", f"{odd}/other"] and pick(cfg, "data.val_files") == [f"{odd}/data"]
 
 
+@pytest.mark.slow
 def test_overrides_that_are_paths_are_seen_from_there_too(tmp_path):
     (tmp_path / "reward.py").touch()
     (tmp_path / "one").mkdir()
@@ -222,6 +226,7 @@ def test_overrides_that_are_paths_are_seen_from_there_too(tmp_path):
     assert pick(cfg, "actor_rollout_ref.model.path") == str(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_names_say_which_data_and_model(tmp_path):
     for part in ("a", "b"):
         (tmp_path / part).mkdir()
@@ -237,6 +242,7 @@ def test_names_say_which_data_and_model(tmp_path):
     assert pick(cfg, "trainer.experiment_name") == "mine" and pick(cfg, "trainer.default_local_dir") == str(ROOT / "checkpoints" / "mine")
 
 
+@pytest.mark.slow
 def test_evaluation_takes_data_and_lengths_from_the_checkpoint(tmp_path):
     config = {"data.val_files": ["datasets/that"], "data.max_prompt_length": 77, "data.max_response_length": 99}
     save = lambda folder: (folder / "huggingface").mkdir() or (folder / "huggingface" / "config.json").write_text("{}")  # noqa: E731
@@ -250,6 +256,7 @@ def test_evaluation_takes_data_and_lengths_from_the_checkpoint(tmp_path):
     assert pick(own, "data.val_files") == ["mine"]
 
 
+@pytest.mark.slow
 def test_what_would_be_ignored_is_said():
     result = launch("run_local_sdpo.sh", CKPT_PATH="checkpoints/x")
     assert result.returncode == 2 and "CKPT_PATH is what run_eval_sdpo.sh evaluates" in result.stderr

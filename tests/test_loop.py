@@ -94,6 +94,7 @@ def test_rollout_dump(finished):
                 assert (other["outcome"] == "pass") == (peer["role"] != "failure")
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_one(finished, guessing_model, chains_data, tmp_path):
     with in_process(settings(guessing_model, chains_data, tmp_path, "trainer.test_freq=2", "trainer.save_freq=2")) as loop:
         loop.run()
@@ -104,6 +105,7 @@ def test_two_runs_with_one_seed_are_one(finished, guessing_model, chains_data, t
     assert metrics_of(tmp_path / "other")[1] != metrics_of(finished)[1]
 
 
+@pytest.mark.slow
 def test_three_steps_and_a_resume_are_three_steps_straight(finished, guessing_model, chains_data, tmp_path):
     cfg = settings(guessing_model, chains_data, tmp_path, "trainer.test_freq=2", "trainer.save_freq=2")
     with in_process(cfg) as loop:
@@ -123,6 +125,7 @@ def test_three_steps_and_a_resume_are_three_steps_straight(finished, guessing_mo
     assert last[0].read_bytes() == last[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_going_on_with_other_data_is_said(guessing_model, chains_data, tmp_path, capsys):
     with in_process(settings(guessing_model, chains_data, tmp_path)) as loop:
         loop.train_step()
@@ -209,6 +212,7 @@ def test_a_stop_is_answered_between_and_within_steps(guessing_model, chains_data
         assert loop.step == 1
 
 
+@pytest.mark.slow
 def test_bad_input_ends_before_a_model_loads(guessing_model, chains_data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trainer.session.started", lambda *a, **k: pytest.fail("the run started"))
     base = overrides(guessing_model, chains_data, tmp_path)

@@ -13,6 +13,8 @@ from trainer import session
 from trainer.files import held, read_jsonl
 from trainer.main import HOW_TO_RESUME, main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):

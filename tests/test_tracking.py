@@ -1,6 +1,7 @@
 """Sinks: what is logged arrives in metrics.jsonl, in TensorBoard's event files and in an offline W&B run."""
 
 import json
+import time
 
 import pytest
 import yaml
@@ -56,4 +57,7 @@ def test_wandb_offline_needs_no_account_and_names_the_run(tmp_path, monkeypatch)
     sinks.close()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*-of-mopd-trial-*")
     (file,) = folder.glob("run-*.wandb")
+    deadline = time.monotonic() + 30  # W&B's own process writes it
+    while b"actor/pg_loss" not in file.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"actor/pg_loss" in file.read_bytes()
