@@ -30,7 +30,7 @@ def report(prepared: Prepared, display: Display) -> None:
     if _distils(prepared):
         k, m = peers.wanted(actor.self_distillation)
         display.say(f"{'peers shown':26}up to {k} success(es) and {m} failure(s)")
-        for title, passed in (("mixed group", 3), ("all-fail group", 0)):
+        for title, passed in (("a mixed group", 3), ("an all-fail group", 0)):
             _teacher_prompt(prepared, display, title, passed)
 
 
@@ -50,4 +50,4 @@ def _teacher_prompt(prepared: Prepared, display: Display, title: str, passed: in
     )
     context = peers.select(group, distill, seed=config.data.seed, step=1)[-1]
     prompt = peers.render(group.prompt, context, distill, prepared.chat)
-    display.say(f"\n--- teacher prompt of a failed rollout in a {title} ({len(prompt.token_ids)} tokens) ---\n{prompt.text}")
+    display.say(f"\n--- teacher prompt of a failed rollout in {title} ({len(prompt.token_ids)} tokens) ---\n{prompt.text}")
