@@ -46,6 +46,7 @@ REFUSED = [
     (["actor_rollout_ref.actor.optim.learning_rate=1"], "unknown key.*optim.learning_rate"),
     (["data.train_batchsize=4"], "did you mean 'data.train_batch_size'"),
     (["alpha=0.3"], f"did you mean '{DISTILL}.alpha'"),
+    (["actor_rollout_ref.rollout.gpu_memory_utilization=1"], "Known in actor_rollout_ref.rollout: name, n, temperature"),
     (["+trainer.new_key=1"], "unknown key 'trainer.new_key'"),
     ([f"{DISTILL}.reprompt_truncation=left"], "reprompt_truncation is not a key here: .*the frame never is"),
     ([f"{DISTILL}.step_level_kl=True"], "changes nothing"),

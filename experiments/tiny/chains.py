@@ -4,7 +4,7 @@
 
 The annotator has fixed misconceptions: each table entry (operation, a, b) slips with a probability of its own, mostly
 to one fixed wrong digit, and the annotator goes on from what it wrote. A model warmed up on its solutions passes
-about a third of its attempts, and nearly every group is mixed. The errors are built in, and the README says so.
+about 40 % of its attempts, and nearly every group is mixed. The errors are built in, and the README says so.
 """
 
 from dataclasses import dataclass

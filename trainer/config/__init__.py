@@ -99,11 +99,20 @@ def _check_override(override: Override, defaults: DictConfig) -> str:
         return f"++{override.input_line.lstrip('+')}"
     known = list(_flatten(OmegaConf.to_container(defaults)))
     if not any(name == key or name.startswith(f"{key}.") for name in known):
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        hint = (same_leaf or near or [None])[0]
-        raise UserError(f"unknown key {key!r}" + (f": did you mean {hint!r}?" if hint else f". Known keys: {CONFIG_DIR}/base.yaml."))
+        raise UserError(f"unknown key {key!r}{_nearest(key, known)}")
     return override.input_line.lstrip("+")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """Return the hint for an unknown key: a key whose last part is alike, else the nearest and what is known beside it."""
+    parent, _, leaf = key.rpartition(".")
+    alike = difflib.get_close_matches(leaf, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.6)
+    if alike:
+        meant = [name for name in known if name.rpartition(".")[2] == alike[0]]
+        return f": did you mean {max(meant, key=lambda name: difflib.SequenceMatcher(None, name, key).ratio())!r}?"
+    beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+    return f". Nearest: {near}. " + (f"Known in {parent}: {', '.join(beside)}." if beside else f"All keys: {CONFIG_DIR}/base.yaml.")
 
 
 def _first_line(error: Exception) -> str:
