@@ -144,7 +144,9 @@ launch() {
     TEACHER_MODEL_PATH=$(from_here "${TEACHER_MODEL_PATH:-Qwen/Qwen3-14B}")
     ROLLOUT_PROMPT_LENGTH=${ROLLOUT_PROMPT_LENGTH:-2048} ROLLOUT_RESPONSE_LENGTH=${ROLLOUT_RESPONSE_LENGTH:-4096}
     TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-32} LR=${LR:-1e-5}
-    model_name=$(name_of "$MODEL_PATH") data_name=$(name_of "${DATA_PATH%%,*}")
+    model_name=$(name_of "$MODEL_PATH") data_name=${DATA_PATH%%,*}
+    if [ "$kind" = eval ] && [ -n "${VAL_DATA_PATH:-}" ]; then data_name=${VAL_DATA_PATH%%,*}; fi
+    data_name=$(name_of "$data_name")
     recipe=(
       actor_rollout_ref.actor.optim.lr_warmup_steps=10
       "actor_rollout_ref.actor.self_distillation.max_reprompt_len=$(max 10240 $((ROLLOUT_PROMPT_LENGTH + 2 * ROLLOUT_RESPONSE_LENGTH)))"

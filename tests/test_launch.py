@@ -248,7 +248,7 @@ def test_evaluation_takes_data_and_lengths_from_the_checkpoint(tmp_path):
     save = lambda folder: (folder / "huggingface").mkdir() or (folder / "huggingface" / "config.json").write_text("{}")  # noqa: E731
     Checkpoints(tmp_path / "run", 1).save(3, save, {"step": 3, "config": config})
     cfg = resolved("run_eval_sdpo.sh", cwd=tmp_path, CKPT_PATH="run", EVAL_N="4")
-    assert pick(cfg, "data.val_files") == ["datasets/that"]
+    assert pick(cfg, "data.val_files") == ["datasets/that"] and pick(cfg, "trainer.experiment_name") == "eval-run-that"
     assert (pick(cfg, "data.max_prompt_length"), pick(cfg, "data.max_response_length")) == (77, 99)
     assert pick(cfg, "actor_rollout_ref.rollout.val_kwargs.n") == 4 and pick(cfg, "trainer.val_only")
     assert pick(cfg, "actor_rollout_ref.model.path") == str(tmp_path / "run")
