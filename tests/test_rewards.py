@@ -1,6 +1,5 @@
 """Verifiers: the verdicts, the table, a user's own function, and the pool that outlives what it runs."""
 
-import json
 import os
 import signal
 import time
@@ -14,50 +13,6 @@ from trainer.errors import UserError
 from trainer.rewards import CustomVerifier, verify
 from trainer.rewards.pool import VerifierPool
 from trainer.types import Outcome
-
-MCQ = [
-    ("<reasoning>x</reasoning>\n<answer>\nB\n</answer>", Outcome.PASS, "B"),
-    ("<answer>b</answer>", Outcome.PASS, "B"),  # case does not matter; the published scorer fails it
-    ("<answer>A</answer> or rather <answer>B</answer>", Outcome.PASS, "B"),
-    ("<answer>B</answer> no: <answer>A</answer>", Outcome.FAIL, "A"),
-    ("<answer>B</answer> then <answer>Both</answer>", Outcome.PASS, "B"),  # the last well-formed one
-    ("<answer>B</answer> and a summary after it", Outcome.PASS, "B"),
-    ("<answer>B", Outcome.FORMAT, ""),
-    ("B", Outcome.FORMAT, ""),
-    ("The answer is B.", Outcome.FORMAT, ""),
-    ("", Outcome.FORMAT, ""),
-]
-
-
-@pytest.mark.parametrize(("response", "outcome", "pred"), MCQ)
-def test_multiple_choice(response, outcome, pred):
-    verdict = verify("sciknoweval", response, "B", {})
-    assert (verdict.outcome, verdict.pred) == (outcome, pred)
-    assert verdict.reward == verdict.acc == float(outcome == Outcome.PASS)
-    assert verdict.incorrect_format == (outcome == Outcome.FORMAT)
-    assert ("<answer>" in verdict.feedback) == verdict.incorrect_format and "B" not in verdict.feedback.replace("Be", "")
-
-
-def test_every_gold_letter_of_the_real_data_passes_and_every_other_fails(shared_data):
-    counts = {}
-    for domain in ("biology", "chemistry", "material", "physics"):
-        for split in ("train", "test"):
-            for line in (shared_data / "sciknoweval" / domain / f"{split}.json").read_text().splitlines():
-                gold = json.loads(line)["answer"]
-                outcomes = {
-                    letter: verify("sciknoweval", f"<reasoning>r</reasoning>\n<answer>\n{letter}\n</answer>", gold).outcome
-                    for letter in "ABCD"
-                }
-                assert outcomes == {letter: Outcome.PASS if letter == gold else Outcome.FAIL for letter in "ABCD"}
-                counts[domain] = counts.get(domain, 0) + 1
-    assert counts == {"biology": 500, "chemistry": 2100, "material": 935, "physics": 800}
-
-
-def test_recorded_rewards_of_the_authors_rollouts_are_reproduced(shared_data):
-    rows = [json.loads(line) for line in (shared_data / "rollouts_sample" / "candidate_responses.jsonl").read_text().splitlines()]
-    assert len(rows) == 12
-    for row in rows:
-        assert verify("sciknoweval", row["response_text"], row["ground_truth"]).reward == row["reward"], row["response_id"]
 
 
 @given(st.text())
@@ -80,7 +35,7 @@ def test_tiny_task():
 
 
 def test_unknown_source_lists_the_known():
-    with pytest.raises(UserError, match=r"'tiny_chain': .*Did you mean 'tiny_chains'.*Known: sciknoweval, tiny_chains"):
+    with pytest.raises(UserError, match=r"'tiny_chain': .*Did you mean 'tiny_chains'.*Known: .*gsm8k, .*sciknoweval, .*tiny_chains"):
         verify("tiny_chain", "x", "y")
 
 

@@ -1,27 +1,38 @@
-"""Verifiers: a table from `data_source` to the one that judges it. To add one, write its file and add its line.
+"""Verifiers: a table from `data_source` to the function that judges it. To add one, write its file and add its line.
 
 A verifier is a function (response, ground_truth, extra_info) -> Verdict. It runs in a worker process with a time
-limit (`trainer.rewards.pool`); here is the plain call.
+limit (`trainer.rewards.pool`); here is the plain call. Modules are imported when first needed: a process that judges
+multiple choice does not carry sympy.
 """
 
 import difflib
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.rewards import multiple_choice, tiny
 from trainer.types import Outcome, Verdict
 
 Verifier = Callable[[str, str, Mapping[str, Any]], Verdict]
 
-VERIFIERS: dict[str, Verifier] = {
-    "sciknoweval": multiple_choice.verify,
-    "tiny_chains": tiny.verify,
-    "tiny_misconceptions": tiny.verify,
+VERIFIERS: dict[str, str] = {  # data source, or a pattern of them -> module:function under trainer.rewards
+    "sciknoweval": "multiple_choice:tagged",
+    "gpqa": "multiple_choice:boxed",
+    "mmlu_pro": "multiple_choice:phrase",
+    **dict.fromkeys(("math", "math500", "gsm8k", "openai/gsm8k", "amc23", "aime*", "AIME*", "hmmt*", "HMMT*"), "math:verify"),
+    **dict.fromkeys(("deepmath", "DeepMath-103K", "dapo_math", "math_dapo*"), "math:verify"),
+    "tooluse": "tool_use:verify",
+    **dict.fromkeys(("code", "livecodebench", "humanevalplus", "mbppplus", "primeintellect"), "code:exact"),
+    **dict.fromkeys(("codeforces", "code_elo", "taco"), "code:tolerant"),
+    "tiny_chains": "tiny:verify",
+    "tiny_misconceptions": "tiny:verify",
 }
+
+TRUNCATED_FEEDBACK = "Your response was cut at the length limit before its answer: be briefer."
 
 
 def verify(data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Verdict:
@@ -36,16 +47,30 @@ def verify(data_source: str, response: str, ground_truth: str, extra_info: Mappi
     return _mark_truncated(verifier_for(data_source)(response, ground_truth, info), info)
 
 
+def entry_of(data_source: str) -> str:
+    """Return the table's `module:function` for a data source; raise UserError listing the known ones, the nearest first."""
+    if data_source in VERIFIERS:
+        return VERIFIERS[data_source]
+    for pattern, entry in VERIFIERS.items():
+        if fnmatchcase(data_source, pattern):
+            return entry
+    near = difflib.get_close_matches(data_source, VERIFIERS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"data_source={data_source!r}: no verifier judges it.{hint} Known: {', '.join(sorted(VERIFIERS))}. "
+        "Your own: custom_reward_function.path=FILE.py custom_reward_function.name=FUNCTION."
+    )
+
+
+def is_code(data_source: str) -> bool:
+    """Return whether responses of a data source are programs, which run in the sandbox."""
+    return entry_of(data_source).startswith("code:")
+
+
 def verifier_for(data_source: str) -> Verifier:
-    """Return the verifier of a data source; raise UserError listing the known ones, the nearest first."""
-    if data_source not in VERIFIERS:
-        near = difflib.get_close_matches(data_source, VERIFIERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            f"data_source={data_source!r}: no verifier judges it.{hint} Known: {', '.join(sorted(VERIFIERS))}. "
-            "Your own: custom_reward_function.path=FILE.py custom_reward_function.name=FUNCTION."
-        )
-    return VERIFIERS[data_source]
+    """Return the verifier of a data source. Raises UserError as `entry_of`."""
+    module, function = entry_of(data_source).split(":")
+    return getattr(importlib.import_module(f"trainer.rewards.{module}"), function)
 
 
 class CustomVerifier:
@@ -92,6 +117,15 @@ class CustomVerifier:
 
 
 def _mark_truncated(verdict: Verdict, extra_info: Mapping[str, Any]) -> Verdict:
-    if extra_info.get("truncated") and verdict.outcome in (Outcome.FAIL, Outcome.FORMAT):
-        return replace(verdict, outcome=Outcome.TRUNCATED)
-    return verdict
+    """Give a response the budget cut, and that is not right, its own outcome; say so where no answer was found."""
+    if "truncated" not in extra_info:
+        return verdict
+    cut = bool(extra_info["truncated"])
+    missing = cut and verdict.incorrect_format
+    details = {**verdict.details, "truncated": int(cut), "truncated_and_missing_answer": int(missing)}
+    return replace(
+        verdict,
+        outcome=Outcome.TRUNCATED if cut and verdict.outcome in (Outcome.FAIL, Outcome.FORMAT) else verdict.outcome,
+        feedback=TRUNCATED_FEEDBACK if missing else verdict.feedback,
+        details=details,
+    )
