@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import rollout, step_time, tools
+from benchmarks import rollout, step_time, tools, verifiers
 
 pytestmark = pytest.mark.slow
 
@@ -23,3 +23,9 @@ def test_rollouts_beside_generate(random_model):
     (row,) = rollout.measure(random_model, [8], tokens=6, repeats=2)
     assert row["sequences"] == 8 and row["hf"] > 0 and row["generate"] > 0
     assert row["ratio"] == pytest.approx(row["hf"] / row["generate"], rel=1)
+
+
+def test_verifiers_by_process_and_through_the_pool():
+    row = verifiers.measure("tool use", processes=2, seconds=0.2)
+    assert row["per_second"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"]
+    assert verifiers.measure_pool("tool use", 2, verdicts=20) > 0

@@ -16,6 +16,7 @@ from trainer.chat import Chat
 from trainer.config.schema import Config
 from trainer.dataset import PromptOrder, load_prompts
 from trainer.errors import UserError
+from trainer.rewards.sandbox import Job, Limits, Sandbox, SandboxError
 from trainer.types import Prompt
 from trainer.workers.setup import choose_device
 
@@ -59,6 +60,8 @@ def prepare(config: Config) -> Prepared:
     val = _read(config, chat, "test", notices) if config.data.val_files or not trains else ()
     if config.custom_reward_function.path:
         _try_reward(config, (*train, *val)[0])
+    elif any(rewards.is_code(source) for source in {prompt.data_source for prompt in (*train, *val)}):
+        _try_sandbox(notices)
     prepared = Prepared(config, chat, train, val, device, fingerprint(model_config) + weights, notices)
     if trains:
         _ = prepared.order  # refuses a batch larger than the data
@@ -114,6 +117,20 @@ def _try_reward(config: Config, prompt: Prompt) -> None:
             f"custom_reward_function: {custom.name} of {custom.path} raised {type(error).__name__}: {error} for an empty response to "
             f"the first prompt. It is called as {custom.name}(data_source=, solution_str=, ground_truth=, extra_info=).\n{where}"
         ) from None
+
+
+def _try_sandbox(notices: list[str]) -> None:
+    """Run one program: a sandbox that cannot start would make every verdict an error. What it does not hold back is said."""
+    sandbox = Sandbox()
+    try:
+        result = sandbox.run([Job("run", "print(6 * 7)")], Limits())
+    except SandboxError as error:
+        raise UserError(f"the code sandbox cannot run programs here: {error}") from None
+    finally:
+        sandbox.close()
+    if result.stdout != "42\n":
+        raise UserError(f"the code sandbox cannot run programs here: a first program printed {result.stdout!r} and ended as {result}.")
+    notices.extend(sandbox.weaknesses())
 
 
 def _check_outputs(config: Config) -> None:

@@ -28,7 +28,10 @@ def started(prepared: Prepared, display: Display, *, resume_step: int | None = N
         workers = _workers(prepared, in_process)
         ends.callback(workers.close)
         verifiers = VerifierPool(
-            config.reward.num_workers, timeout=config.reward.timeout, custom=(custom.path, custom.name) if custom.path else None
+            config.reward.num_workers,
+            timeout=config.reward.timeout,
+            options=config.reward.options(),
+            custom=(custom.path, custom.name) if custom.path else None,
         )
         ends.callback(verifiers.close)
         tracker = Tracker(config, resume_step=resume_step)

@@ -297,10 +297,23 @@ class Algorithm:
 class Reward:
     num_workers: int | None
     timeout: float
+    code_timeout: float
+    code_memory: int
+    feedback_tests: str
+    tool_calls: str
 
     def __post_init__(self) -> None:
         _between("reward.num_workers", self.num_workers, 1)
         _between("reward.timeout", self.timeout, 0, open_low=True)
+        _between("reward.code_timeout", self.code_timeout, 0, open_low=True)
+        _between("reward.code_memory", self.code_memory, 64)
+        _one_of("reward.feedback_tests", self.feedback_tests, ("public", "all"))
+        _one_of("reward.tool_calls", self.tool_calls, ("strict", "lenient"))
+
+    def options(self) -> dict[str, Any]:
+        """Return what verifiers read from `extra_info` beside the row's own."""
+        names = ("code_timeout", "code_memory", "feedback_tests", "tool_calls")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass

@@ -13,27 +13,45 @@ from pebble import ProcessExpired, ProcessPool
 from trainer import rewards
 from trainer.types import Outcome, Verdict
 
+CODE_MARGIN = 30.0  # seconds beyond code_timeout in which the verifier itself should have ended
+
 
 class VerifierPool:
-    """Judges responses in parallel. `custom` is (path, name) of a user's reward function, or None for the table."""
+    """Judges responses in parallel.
 
-    def __init__(self, workers: int | None = None, *, timeout: float = 30.0, custom: tuple[str, str] | None = None) -> None:
-        self.timeout, self.custom = timeout, custom
+    `timeout` is a verdict's limit in seconds; for programs it is `options["code_timeout"]` and a margin in which the
+    verifier itself says what it knows. `options` are what verifiers read from `extra_info` beside the row's own.
+    `custom` is (path, name) of a user's reward function, or None for the table.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        timeout: float = 30.0,
+        options: Mapping[str, Any] | None = None,
+        custom: tuple[str, str] | None = None,
+    ) -> None:
+        self.timeout, self.options, self.custom = timeout, dict(options or {}), custom
         # spawn: a worker is a fresh interpreter of some 20 MB, not a copy of the trainer with its threads and memory
         self._pool = ProcessPool(max_workers=workers or os.cpu_count() or 1, context=multiprocessing.get_context("spawn"))
 
     def submit(self, data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any]) -> "Future[Verdict]":
         """Judge a response; the future's result never raises for what the verifier does."""
-        raw = self._pool.schedule(_judge, args=[self.custom, data_source, response, ground_truth, dict(extra_info)], timeout=self.timeout)
+        key, limit = "reward.timeout", self.timeout
+        if self.custom is None and rewards.is_code(data_source) and "code_timeout" in self.options:
+            key, limit = "reward.code_timeout", self.options["code_timeout"] + CODE_MARGIN
+        info = {**self.options, **extra_info}
+        raw = self._pool.schedule(_judge, args=[self.custom, data_source, response, ground_truth, info], timeout=limit)
         verdict: Future[Verdict] = Future()
-        raw.add_done_callback(lambda done: verdict.set_result(self._result(done, data_source)))
+        raw.add_done_callback(lambda done: verdict.set_result(self._result(done, data_source, f"{key}={limit:g} s")))
         return verdict
 
-    def _result(self, done: Future, data_source: str) -> Verdict:
+    def _result(self, done: Future, data_source: str, limit: str) -> Verdict:
         try:
             return done.result()
         except TimeoutError:
-            reason = f"no verdict within reward.timeout={self.timeout:g} s"
+            reason = f"no verdict within {limit}"
         except ProcessExpired as error:
             reason = f"the verifier process died (exit code {error.exitcode})"
         except Exception as error:  # noqa: BLE001  whatever a verifier raises must not end the run; it is counted as outcome "error"

@@ -1,0 +1,104 @@
+"""The code sandbox against programs that fight it: right verdicts, no survivor, nothing read or written, the next one right."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.hostile import ANSWER, ASSERTED, PRINTING, RETURNING
+from trainer.rewards import code, verify
+from trainer.rewards.sandbox import LAYERS, Sandbox
+from trainer.types import Outcome
+
+SECRET = "the-hidden-tests-say-forty-two"
+SYSTEM_PYTHON = "/usr/bin/python3"
+TESTS = {
+    "stdin": {"inputs": ["41\n"], "outputs": ["42\n"]},
+    "functional": {"inputs": ["41"], "outputs": ["42"], "fn_name": "f"},
+    "code": {"inputs": ["def check(f):\n    assert f(41) == 42\ncheck(f)"], "outputs": [""], "fn_name": "f"},
+}
+CORPUS = [
+    (kind, name, verdict, program)
+    for kind, programs in (("stdin", PRINTING), ("functional", RETURNING), ("code", ASSERTED))
+    for name, (verdict, program) in programs.items()
+]
+RIGHT = {"stdin": ANSWER, "functional": "def f(n): return n + 1", "code": "def f(n): return n + 1"}
+# what stands where the kernel, or whoever started the container, refuses the rest
+WALLS = {
+    "root": {"layers": LAYERS},
+    "root without namespaces": {"layers": ("uid", "landlock", "seccomp"), "python": SYSTEM_PYTHON},
+    "user": {"layers": LAYERS, "python": SYSTEM_PYTHON, "user": 65534},
+    "user without namespaces": {"layers": ("landlock", "seccomp"), "python": SYSTEM_PYTHON, "user": 65534},
+}
+
+
+def judge(kind: str, program: str, **info):
+    tests = json.dumps({**TESTS[kind], "testtype": kind, "time_limit": 0.25})
+    return verify("livecodebench", f"```python\n{program}\n```", tests, info)
+
+
+def descendants() -> set[int]:
+    """Return the processes below this one that are no sandbox host (host.py starts itself twice)."""
+    return {child.pid for child in psutil.Process().children(recursive=True) if "host.py" not in " ".join(child.cmdline())}
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A file to be read and a folder to be written, open to everybody, and a secret in the environment."""
+    folder = Path(f"/tmp/mopd-canary-{os.getpid()}")
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    (folder / "secret").write_text(SECRET)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def walls(request, monkeypatch):
+    """The sandbox of this test's walls, in place of the verifier's own."""
+    options = WALLS[request.param]
+    if "python" in options:
+        if os.getuid() != 0 or not Path(SYSTEM_PYTHON).exists():
+            pytest.skip(f"starting a sandbox as another user needs root and {SYSTEM_PYTHON}")
+        monkeypatch.setattr("trainer.rewards.sandbox.client.HOST", readable_host())
+    sandbox = Sandbox(**options)
+    monkeypatch.setattr(code, "_sandbox", lambda numpy, lane: sandbox)
+    yield sandbox
+    sandbox.close()
+
+
+def readable_host() -> Path:
+    """Return a copy of the host's files where any user can read them (a clone may lie in a closed home)."""
+    folder = Path(f"/tmp/mopd-host-{os.getpid()}")
+    if not folder.exists():
+        shutil.copytree(Path(code.__file__).parent / "sandbox", folder)
+        folder.chmod(0o755)
+    return folder / "host.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("walls", WALLS, indirect=True)
+def test_hostile_programs(walls, trap, monkeypatch):
+    """Every program gets the verdict it deserves, and after each nothing is left and the next verdict is right."""
+    monkeypatch.setenv("MOPD_SECRET", SECRET)
+    assert len(CORPUS) >= 60
+    before, wrong = descendants(), []
+    for kind, name, wanted, text in CORPUS:
+        program = text.replace("{SECRET}", str(trap / "secret")).replace("{CANARY}", str(trap))
+        verdict = judge(kind, program, feedback_tests="all", code_memory=256)
+        if verdict.outcome not in wanted:
+            wrong.append(f"{kind}: {name}: {verdict.outcome}, not {'/'.join(wanted)}: {verdict.feedback}")
+        if SECRET in verdict.pred + verdict.feedback:
+            wrong.append(f"{kind}: {name}: read the secret")
+        if sorted(path.name for path in trap.iterdir()) != ["secret"]:
+            wrong.append(f"{kind}: {name}: wrote outside")
+            (trap / "x").unlink()
+        if left := descendants() - before:
+            wrong.append(f"{kind}: {name}: left processes {left}")
+        after = judge(kind, RIGHT[kind])
+        if after.outcome != Outcome.PASS:
+            wrong.append(f"{kind}: after {name}: {after}")
+    assert not wrong, "\n".join(wrong)

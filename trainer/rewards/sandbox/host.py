@@ -1,0 +1,369 @@
+"""The sandbox host: a fresh, small interpreter behind the walls that forks one child for each program it is asked to run.
+
+    python -s -P host.py CONTROL OPTIONS       CONTROL: descriptor of a SOCK_SEQPACKET socket; OPTIONS: JSON
+
+It holds no test and no answer: inputs and programs come as open files which only the child reads. A fork of it costs
+half a millisecond, where a new interpreter costs twenty. After each request everything that was started is killed and
+reaped, and the box emptied. It ends when its socket does. Standard library only.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import isolation
+import program
+
+TICK = 0.02  # seconds between two looks at what a program uses
+PAGE, HERTZ = resource.getpagesize(), os.sysconf("SC_CLK_TCK")
+# Imported once here, so that a program's import of them is a look-up. What makes a fork slower (numpy: 0.5 ms) is
+# loaded by a host of its own for the programs that want it.
+COMMON = (
+    "abc", "array", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq", "io",
+    "itertools", "json", "math", "numbers", "operator", "os", "random", "re", "string", "struct", "sys", "textwrap", "threading", "time",
+    "typing",
+)  # fmt: skip
+
+
+class Host:
+    """The walls that could be put up, and the one request it works on."""
+
+    def __init__(self, control: socket.socket, layers: list[str]) -> None:
+        self.control, self.wanted = control, layers
+        self.missing: dict[str, str] = {}
+        self.view = self.contained = False
+        self.uid: int | None = None
+        self.box = ""
+        self.spare: tuple[int, socket.socket] | None = None
+
+    def enter(self, output: int) -> None:
+        """Put up the walls that stand for the host's whole life; programs may write `output` bytes a file."""
+        if os.getuid() == 0 and "uid" in self.wanted:
+            try:
+                self.uid, self.claim = isolation.claim_uids()
+            except OSError as error:
+                self.missing["uid"] = str(error)
+        else:
+            self.missing["uid"] = "not root"
+        if self._try("namespaces", isolation.unshare):
+            _follow_child_if_parent()  # the child is process 1 of the new namespace and goes on here
+            self.contained = self._try("namespaces", isolation.enter_view)
+            self.view, self.box = self.contained, "/box"
+        if not self.contained:
+            isolation.prctl(isolation.PR_SET_CHILD_SUBREAPER, 1)
+            self.box = tempfile.mkdtemp(prefix="mopd-box-")
+            os.chmod(self.box, 0o777)
+        os.environ.update(HOME=self.box, TMPDIR=self.box)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # if memory runs out, programs go first; they inherit this
+        isolation.limit_for_good(output)
+        isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
+        isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
+        self._try("seccomp", isolation.seccomp)  # inherited as well
+        with open("/proc/self/statm") as statm:
+            self.own_memory = int(statm.read().split()[0]) * PAGE
+
+    def _try(self, layer: str, step) -> bool:
+        if layer not in self.wanted:
+            self.missing.setdefault(layer, "not asked for")
+            return False
+        try:
+            step()
+        except OSError as error:
+            self.missing[layer] = str(error)
+            return False
+        return True
+
+    def probe(self) -> None:
+        """Find out in a child which of a child's walls stand; raise OSError if a program could not even start."""
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                missing = self._confine({"cpu": 10, "memory": 1 << 30, "processes": 64}, 0)
+                with open(os.path.join(os.path.dirname(os.__file__), "string.py")) as file:
+                    file.read(1)
+                os.write(writer, json.dumps(missing).encode())
+            except OSError as error:
+                os.write(writer, json.dumps(str(error)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as told:
+            said = json.loads(told.read() or '"a child died before its first line"')
+        os.waitpid(child, 0)
+        if isinstance(said, str):
+            raise OSError(f"a program of uid {self.uid} cannot start ({said}); the interpreter at {sys.base_prefix} must be readable by it")
+        self.missing.update(said)
+
+    def _confine(self, limits: dict, job: int) -> dict[str, str]:
+        """Put up the walls of this process, a child; return the layers the kernel refused."""
+        missing = {}
+        os.setsid()
+        os.chdir(self.box)
+        alone = self.uid is not None or self.contained
+        isolation.limit(
+            cpu=limits["cpu"],
+            memory=self.own_memory + limits["memory"],
+            processes=limits["processes"] + (0 if alone else _threads_of(os.getuid())),
+        )
+        if self.uid is not None:
+            isolation.become(self.uid + min(job, 1))
+        elif self.contained:
+            isolation.drop_capabilities()
+        isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
+        if not self.view:
+            try:
+                if "landlock" not in self.wanted:
+                    raise isolation.Refused(0, "not asked for")
+                isolation.landlock(self.box)
+            except OSError as error:
+                missing["landlock"] = str(error)
+        return missing
+
+    def serve(self) -> None:
+        """Answer requests until the socket closes. The next child is forked while nobody waits for it."""
+        while True:
+            self.spare = self._fork()
+            message, files, _, _ = socket.recv_fds(self.control, 1 << 16, 64)
+            if not message:
+                return
+            answer = self.run(json.loads(message), files)
+            self.control.send(json.dumps(answer).encode())
+
+    def run(self, request: dict, files: list[int]) -> dict:
+        """Run the jobs of a request until the first has ended; return what became of it."""
+        started, children = time.monotonic(), []
+        for number, job in enumerate(request["jobs"]):
+            handles, files = files[: job["files"]], files[job["files"] :]
+            child, line = self.spare or self._fork()
+            self.spare = None
+            socket.send_fds(line, [json.dumps({**job, "number": number, "limits": request["limits"]}).encode()], handles)
+            children.append(child)
+            line.close()
+            for handle in handles:
+                os.close(handle)
+        killed, cpu = self._watch(children[0], request["limits"])
+        wall = time.monotonic() - started
+        status, usage = self._end(children[0])
+        self._clean()
+        return {"status": status, "killed": killed, "wall": wall, "cpu": max(cpu, usage)}
+
+    def _fork(self) -> tuple[int, socket.socket]:
+        """Return a child that waits for its job, and the socket it waits at."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if child:
+            theirs.close()
+            return child, ours
+        try:
+            ours.close()
+            message, handles, _, _ = socket.recv_fds(theirs, 1 << 16, 16)
+            if message:
+                self._become_program(json.loads(message), handles)
+        finally:
+            os._exit(70)
+
+    def _become_program(self, job: dict, handles: list[int]) -> None:
+        for place, handle in enumerate(handles):  # handles lie above the places: 0 to 2 and three sockets are open
+            os.dup2(handle, place)
+        os.closerange(len(handles), 4096)
+        self._confine(job["limits"], job["number"])
+        for name in ("isolation", "program", "wire", "host"):
+            sys.modules.pop(name, None)
+        sys.argv = [program.NAME]
+        sys.path[0] = self.box
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.enable()
+        program.main(job["mode"], job["function"])
+
+    def _watch(self, first: int, limits: dict) -> tuple[str | None, float]:
+        """Wait for the first child; return why it was killed, if it was, and the CPU seconds of all.
+
+        A program's time is the CPU it used plus the time in which none of its threads wanted to run: what it waits for a
+        core on a loaded machine is not its fault, what it sleeps is.
+        """
+        handle = os.pidfd_open(first)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        poll.register(self.control, 0)  # hang-up only: the worker is gone, nobody waits for an answer
+        idle, cpu, last = 0.0, 0.0, time.monotonic()
+        deadline = last + 10 * limits["cpu"] + 10
+        try:
+            while not (events := poll.poll(TICK * 1000)):
+                used, memory, runnable = self._usage(limits["memory"])
+                now = time.monotonic()
+                idle += 0.0 if runnable or used > cpu else now - last
+                cpu, last = max(cpu, used), now
+                if memory > limits["memory"]:
+                    return "memory", cpu
+                if cpu + idle > limits["cpu"] or now > deadline:
+                    return "time", cpu
+        finally:
+            os.close(handle)
+        return ("abandoned" if events[0][0] != handle else None), cpu
+
+    def _usage(self, limit: int) -> tuple[float, int, bool]:
+        """Return CPU seconds, bytes of memory, and whether any thread is runnable, over all processes of the request."""
+        cpu, memory, runnable, found = 0, 0, False, []
+        for process in self._processes():
+            try:
+                with open(f"/proc/{process}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+                tasks = os.listdir(f"/proc/{process}/task") if int(fields[17]) > 1 else []
+                states = [fields[0]]
+                for task in tasks:
+                    with open(f"/proc/{process}/task/{task}/stat") as file:
+                        states.append(file.read().rpartition(")")[2].split()[0])
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
+            cpu += sum(int(value) for value in fields[11:15])
+            memory += int(fields[21]) * PAGE
+            found.append(process)
+            runnable = runnable or any(state in "RD" for state in states)
+        if memory > limit:  # pages shared with the host and each other were counted for each of them: look closely
+            memory = sum(_proportional(process) for process in found)
+        return cpu / HERTZ, memory, runnable
+
+    def _processes(self) -> list[int]:
+        """Return the pids of what the request started: all but this one, or where they are not alone, its descendants."""
+        everything = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        if self.contained:
+            return [pid for pid in everything if pid != 1]
+        parents = {}
+        for pid in everything:
+            try:
+                with open(f"/proc/{pid}/stat") as file:
+                    parents[pid] = int(file.read().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        found, own = [], os.getpid()
+        for pid in parents:
+            up = pid
+            while up in parents and up != own:
+                up = parents[up]
+            if up == own and pid != own:
+                found.append(pid)
+        return found
+
+    def _end(self, first: int) -> tuple[int, float]:
+        """Kill and reap everything the request started; return the first child's status and CPU seconds."""
+        status, usage = 0, 0.0
+        while True:
+            self._kill()
+            try:
+                child, code, used = os.wait4(-1, 0 if self.contained else os.WNOHANG)
+            except ChildProcessError:
+                return status, usage
+            if child == first:
+                status, usage = code, used.ru_utime + used.ru_stime
+            if child == 0:
+                time.sleep(0.001)
+
+    def _kill(self) -> None:
+        if self.contained:
+            try:
+                os.kill(-1, signal.SIGKILL)
+            except ProcessLookupError:  # nobody left
+                return
+            return
+        for pid in self._processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def _clean(self) -> None:
+        moved = 0
+        while entries := list(os.scandir(self.box)):
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                for inner in os.listdir(entry.path):  # up to the top, so that no depth is too deep
+                    os.rename(os.path.join(entry.path, inner), os.path.join(self.box, f".{moved}"))
+                    moved += 1
+                os.rmdir(entry.path)
+
+    def close(self) -> None:
+        """Remove what lies outside the walls."""
+        if self.box and not self.view:
+            shutil.rmtree(self.box, ignore_errors=True)
+
+
+def _proportional(process: int) -> int:
+    """Return the bytes of a process, shared pages divided by the number of those who share them."""
+    try:
+        with open(f"/proc/{process}/smaps_rollup") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
+    except (OSError, StopIteration):  # it has just ended, or is not ours to read
+        return 0
+
+
+def _threads_of(uid: int) -> int:
+    """Return how many threads a user has on this machine: the kernel's limit counts all of them."""
+    count = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    count += len(os.listdir(f"/proc/{name}/task"))
+            except OSError:  # it has just ended
+                continue
+    return count
+
+
+def _follow_child_if_parent() -> None:
+    """Fork; the parent waits for the child and ends as it did."""
+    child = os.fork()
+    if child:
+        for handle in range(3, 256):
+            try:
+                os.close(handle)
+            except OSError:
+                continue
+        os.waitpid(child, 0)
+        os._exit(0)
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    options = json.loads(sys.argv[2])
+    for name in [*COMMON, *options["modules"]]:
+        try:
+            __import__(name)
+        except ImportError:  # not installed: a program cannot have it either
+            continue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes the socket
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = 120 << 20  # what lies free below the stack of an interpreter
+    resource.setrlimit(resource.RLIMIT_STACK, (stack if hard == resource.RLIM_INFINITY else min(stack, hard), hard))
+    host = Host(control, options["layers"])
+    try:
+        host.enter(options["output"])
+        host.probe()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        control.send(json.dumps({"missing": host.missing}).encode())
+        host.serve()
+    except OSError as error:  # walls that do not stand at all; or the worker was killed while a program ran, and nobody listens
+        with contextlib.suppress(OSError):
+            control.send(json.dumps({"error": str(error)}).encode())
+    finally:
+        host.close()
+
+
+if __name__ == "__main__":
+    main()
