@@ -1,169 +1,149 @@
-"""JSON records to the Parquet the trainer reads: DIR/{train,test}.json -> DIR/{train,test}.parquet.
+"""Records to the Parquet the trainer reads: DIR/{train,test}.json -> DIR/{train,test}.parquet.
 
     python data/preprocess.py --data_source datasets/sciknoweval/chemistry
 
-Records are those of the published project (behaviour 1.5, 1.7), as a JSON array or one per line. The Parquet schema is
-the published one with the same column types whatever the source, so that files can be concatenated (the published
-`elo` and `system` change type with the data set, and `embedding`, always empty, is left out).
+DIR may also be a raw public folder: Parquet shards, in it or in its data/, whose columns tell the source, such as
+DeepMath-103K (train only). Records are those of the published project (behaviour 1.5, 1.7), as a JSON array or one per
+line. Files are converted record by record in bounded memory; all of them are written, whole, or none.
 """
 
 import argparse
-import json
-import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
 
-REQUIRED = ("kind", "dataset", "prompt")
-ROWS_PER_GROUP = 32
-SCHEMA = pa.schema(
-    [
-        ("prompt", pa.large_list(pa.struct([("role", pa.large_string()), ("content", pa.large_string())]))),
-        ("system", pa.large_string()),
-        ("data_source", pa.large_string()),
-        ("ability", pa.large_string()),
-        ("reward_model", pa.struct([("style", pa.large_string()), ("ground_truth", pa.large_string())])),
-        (
-            "extra_info",
-            pa.struct(
-                [
-                    ("split", pa.large_string()),
-                    ("index", pa.large_string()),
-                    ("description", pa.large_string()),
-                    ("problem", pa.large_string()),
-                    ("elo", pa.int64()),
-                    ("achievement_prior", pa.float64()),
-                ]
-            ),
-        ),
-    ]
-)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from any folder
+
+from data.reading import read_rows
+from data.records import RecordError, Skip
+from data.rows import SCHEMA, to_row, write_parquet, write_rows
+from data.sources import Options, Source, recognise
+from data.summary import Tokens, print_summary
+from data.writing import shown, whole
+from trainer.uid import numbered
+
+__all__ = ["SCHEMA", "RecordError", "convert", "main", "to_row", "write_parquet"]
+
+SPLITS = ("train", "test")
 
 
-class RecordError(Exception):
-    """A record that cannot be used; names file, record and field."""
+@dataclass
+class Part:
+    """One output file: where its records come from, and what became of them."""
 
-
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number from 1, record) of a JSON array or of a file with one JSON object per line."""
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = next((line.lstrip() for line in file if line.strip()), "")
-            file.seek(0)
-            if first.startswith("["):
-                for number, record in enumerate(json.load(file), 1):
-                    yield number, record
-            else:
-                for line_number, line in enumerate(file, 1):
-                    if line.strip():
-                        number = line_number
-                        yield number, json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}: line {number or error.lineno} is not JSON ({error.msg})") from None
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from None
-    if not number:
-        raise RecordError(f"{path} holds no record")
-
-
-def to_row(record: dict[str, Any], split: str, where: str) -> dict[str, Any]:
-    """Return the Parquet row of one record; `where` names it in errors. Raises RecordError if it is malformed."""
-    if not isinstance(record, dict):
-        raise RecordError(f"{where} is not an object")
-    for field in REQUIRED:
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise RecordError(f"{where}: field {field!r} is missing or empty")
-    kind, source = record["kind"], record["dataset"]
-    truth = record.get("tests" if kind == "code" else "answer")
-    if truth is None or str(truth).strip() in ("", "-"):
-        raise RecordError(f"{where}: field {'tests' if kind == 'code' else 'answer'!r} is missing, so nothing could be verified")
-    prompt, description = record["prompt"], record.get("description") or ""
-    if source == "livecodebench":  # the bare function is asked for, not the method
-        prompt, description = prompt.replace("(self, ", "("), description.replace("(self, ", "(")
-    system = record.get("system")
-    if not isinstance(system, str | None):
-        raise RecordError(f"{where}: field 'system' is {system!r:.40}, neither text nor null")
-    elo, prior = (_number(record, field, where) for field in ("elo", "achievement_prior"))
-    messages = [{"role": "user", "content": prompt}]
-    return {
-        "prompt": [{"role": "system", "content": system}, *messages] if system is not None else messages,
-        "system": system,
-        "data_source": source,
-        "ability": kind,
-        "reward_model": {"style": kind, "ground_truth": truth if isinstance(truth, str) else json.dumps(truth)},
-        "extra_info": {
-            "split": split,
-            "index": str(record.get("idx", "")),
-            "description": description,
-            "problem": prompt,
-            "elo": None if elo is None else int(elo),
-            "achievement_prior": (prior or 0.0) if split == "train" else 0.0,
-        },
-    }
-
-
-def _number(record: dict[str, Any], field: str, where: str) -> float | None:
-    """Return a numeric field; None where it is missing, null or the published "-"."""
-    value = record.get(field)
-    if value is None or value == "-":
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecordError(f"{where}: field {field!r} is {value!r:.40}, not a number")
-    return float(value)
-
-
-def write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Write rows to a Parquet file (zstd), whole or not at all; return how many."""
-    partial = path.with_name(path.name + ".partial")
-    count, group = 0, []
-    try:
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for row in rows:
-                group.append(row)
-                count += 1
-                if len(group) == ROWS_PER_GROUP:
-                    writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-                    group = []
-            if group:
-                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    split: str
+    files: list[Path]
+    source: Source | None = None  # of raw rows; None: the files hold records
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+    tokens: Tokens | None = None
 
 
 def convert(source: Path, target: Path, split: str) -> int:
-    """Convert a file of JSON records to Parquet; return the number of rows. Raises RecordError for a malformed record."""
-    records = track(read_records(source), description=source.name, transient=True, disable=not sys.stdout.isatty())
-    return write_parquet((to_row(record, split, f"{source}: record {n}") for n, record in records), target)
+    """Convert a file of records to Parquet; return the number of rows. Raises RecordError for a malformed record."""
+    return write_parquet(rows_of(Part(split, [source]), {}, Options()), target)
+
+
+def rows_of(part: Part, seen: dict[str, int], options: Options) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a part and count them in it; `seen` makes their uids unique over all parts."""
+    columns = part.source.columns if part.source else ()
+    for file in part.files:
+        for place, given in read_rows(file, columns):
+            try:
+                record = given
+                if part.source:
+                    record = {**convert_raw(part.source, given, options, place), "idx": part.rows}
+                row = to_row(record, part.split, place, published=options.published_prompts)
+            except Skip as reason:
+                part.dropped[str(reason)] += 1
+                continue
+            row["uid"] = numbered(row["uid"], seen)
+            part.rows += 1
+            part.sources[row["data_source"]] += 1
+            if part.tokens:
+                part.tokens.add(row["prompt"])
+            yield row
+
+
+def convert_raw(source: Source, row: dict[str, Any], options: Options, place: str) -> dict[str, Any]:
+    try:
+        return source.convert(row, options)
+    except RecordError as error:
+        raise RecordError(f"{place}: {error}") from None
+
+
+def find_parts(folder: Path) -> list[Part]:
+    """Return what a folder holds: records in train.json and test.json, else raw Parquet shards.
+
+    Raises RecordError if it holds neither, or shards whose columns do not tell what they are.
+    """
+    found = [Part(split, [folder / f"{split}.json"]) for split in SPLITS if (folder / f"{split}.json").is_file()]
+    if found:
+        return found
+    shards = [file for place in (folder / "data", folder) if place.is_dir() for file in sorted(place.glob("*.parquet"))]
+    columns = {file: pq.read_schema(file).names for file in shards}
+    raw = [file for file in shards if "reward_model" not in columns[file]]  # the others are what this script wrote
+    if not raw:
+        raise RecordError(f"{folder} holds neither train.json nor test.json, nor Parquet files of a public data set")
+    parts = []
+    for split in SPLITS:
+        files = [file for file in raw if split_of(file) == split]
+        sources = {recognise(columns[file]) for file in files}
+        if None in sources or len(sources) > 1:
+            raise RecordError(
+                f"{files[0]}: its columns ({', '.join(columns[files[0]])}) do not tell the data set; "
+                "data/load_dataset.py --dataset_name NAME --local_path DIR makes records of it"
+            )
+        if files:
+            parts.append(Part(split, files, sources.pop()))
+    return parts
+
+
+def split_of(file: Path) -> str:
+    """Return the split a shard belongs to, by its name: train-00000-of-00010.parquet; train where it does not say test."""
+    return "test" if file.name.startswith(("test", "val")) else "train"
+
+
+def preprocess(folder: Path, output: Path, options: Options, tokens: Callable[[], Tokens | None]) -> list[Part]:
+    """Write the Parquet files of a folder, all or none; return the parts with their counts."""
+    parts, seen = find_parts(folder), {}
+    targets = [output / f"{part.split}.parquet" for part in parts]
+    with whole(*targets) as partials:
+        for part, partial in zip(parts, partials, strict=True):
+            part.tokens = tokens()
+            names = f"{part.files[0].name}{f' and {len(part.files) - 1} more' if len(part.files) > 1 else ''}"
+            write_rows(shown(rows_of(part, seen, options), names, total=_known(part)), partial)
+            if not part.rows:
+                raise RecordError(f"{part.files[0]}: no row is left ({dict(part.dropped)})")
+    return parts
+
+
+def _known(part: Part) -> int | None:
+    return sum(pq.read_metadata(file).num_rows for file in part.files) if part.source else None
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_source", type=Path, required=True, help="folder with train.json and test.json")
+    parser.add_argument("--data_source", type=Path, required=True, help="folder with train.json and test.json, or with raw Parquet shards")
     parser.add_argument("--output_dir", type=Path, help="where to write; default: the same folder")
+    parser.add_argument("--tokenizer", help="count prompt tokens with this tokenizer (a folder or a hub name)")
+    parser.add_argument("--published_prompts", action="store_true", help="the published wording, two-option questions included")
+    parser.add_argument("--seed", type=int, default=42, help="of option shuffles in raw folders")
     options = parser.parse_args(arguments)
-    folder: Path = options.data_source
-    found = [split for split in ("train", "test") if (folder / f"{split}.json").is_file()]
-    if not found:
-        print(f"error: {folder} holds neither train.json nor test.json", file=sys.stderr)
+    output = options.output_dir or options.data_source
+    try:
+        tokens = Tokens.factory(options.tokenizer)
+        parts = preprocess(options.data_source, output, Options(options.published_prompts, options.seed), tokens)
+    except (RecordError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    output = options.output_dir or folder
-    output.mkdir(parents=True, exist_ok=True)
-    for split in found:
-        source, target = folder / f"{split}.json", output / f"{split}.parquet"
-        try:
-            count = convert(source, target, split)
-        except RecordError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print(f"{target}: {count} rows")
+    print_summary(parts, output)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from trainer.chat import Chat
 from trainer.errors import UserError
 from trainer.seeds import generator
 from trainer.types import Prompt
+from trainer.uid import content_uid, numbered
 
 COLUMNS = ("prompt", "data_source", "reward_model", "extra_info")
 
@@ -55,11 +57,11 @@ def load_prompts(
             messages, truth = _messages(row["prompt"], where), _truth(row, where)
             if not any_source:
                 try:
-                    rewards.verifier_for(row["data_source"])
+                    rewards.entry_of(row["data_source"])
                 except UserError as error:
                     raise UserError(f"{where}: {error}") from None
             prompt = Prompt(
-                uid=_uid(row["data_source"], messages, truth, seen),
+                uid=_uid(row, messages, truth, where, seen),
                 data_source=row["data_source"],
                 messages=messages,
                 ground_truth=truth,
@@ -91,19 +93,33 @@ def find_file(file: str, split: str, key: str) -> Path:
     if path.is_dir():
         inner = path / f"{split}.parquet"
         if not inner.is_file():
-            raise UserError(f"{key}={file}: this folder holds no {split}.parquet. Put {split}.json there and make it: {_make_data(path)}")
+            raise UserError(f"{key}={file}: this folder holds no {split}.parquet. {_make_data(path, split)}")
         return inner
     if not path.is_file():
-        folder = path.parent if path.suffix else path
-        raise UserError(f"{key}={file}: no such file. Put {split}.json into {folder} and make it: {_make_data(folder)}")
+        raise UserError(f"{key}={file}: no such file. {_make_data(path.parent if path.suffix else path, split)}")
     return path
 
 
-def _make_data(folder: Path) -> str:
-    """Return the command that makes the Parquet files of a folder, as it works from anywhere."""
-    script = Path(__file__).resolve().parent.parent / "data" / "preprocess.py"
-    here = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-    return f"python {shlex.quote(str(here))} --data_source {shlex.quote(str(folder))}"
+def _make_data(folder: Path, split: str) -> str:
+    """Return how to make the Parquet files of a folder, as it works from anywhere."""
+    scripts = Path(__file__).resolve().parent.parent / "data"
+    here = scripts.relative_to(Path.cwd()) if scripts.is_relative_to(Path.cwd()) else scripts
+    own = f"python {shlex.quote(str(here / 'preprocess.py'))} --data_source {shlex.quote(str(folder))}"
+    name = _prepared_name(folder, scripts)
+    if name is None:
+        return f"Put {split}.json into {folder} and make it: {own}"
+    return f"Make it: bash {shlex.quote(str(here / 'prepare_all.sh'))} {name}   or from your own {split}.json in {folder}: {own}"
+
+
+def _prepared_name(folder: Path, scripts: Path) -> str | None:
+    """Return the NAME with which data/prepare_all.sh fills a folder, None if it does not."""
+    script, base = scripts / "prepare_all.sh", (scripts.parent / "datasets").resolve()
+    folder = folder.resolve()
+    if not script.is_file() or not folder.is_relative_to(base):
+        return None
+    names = re.search(r"^NAMES=\((.*?)\)", script.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    name = folder.relative_to(base).as_posix()
+    return name if names and name in names[1].split() else None
 
 
 def _rows(path: Path, key: str):
@@ -118,7 +134,7 @@ def _rows(path: Path, key: str):
             f"(it has {', '.join(table.schema_arrow.names)}); data/preprocess.py writes all of them."
         )
     try:
-        for batch in table.iter_batches(columns=list(COLUMNS)):
+        for batch in table.iter_batches(columns=[*COLUMNS, *(["uid"] if "uid" in table.schema_arrow.names else [])]):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{key}: {path} is damaged ({error}); make it again.") from None
@@ -150,12 +166,12 @@ def _truth(row: dict[str, Any], where: str) -> str:
     return str(reward["ground_truth"])
 
 
-def _uid(source: str, messages: list[dict[str, str]], truth: str, seen: dict[str, int]) -> str:
-    """Return an id of the row's content, the same wherever its file lies; repeated rows get a number."""
-    content = json.dumps([source, messages, truth], ensure_ascii=False, sort_keys=True)
-    uid = hashlib.sha256(content.encode()).hexdigest()[:16]
-    seen[uid] = seen.get(uid, 0) + 1
-    return uid if seen[uid] == 1 else f"{uid}-{seen[uid]}"
+def _uid(row: dict[str, Any], messages: list[dict[str, str]], truth: str, where: str, seen: dict[str, int]) -> str:
+    """Return the row's uid, or one of its content where the file has none; repeats over all files get a number."""
+    uid = row.get("uid")
+    if uid is not None and (not isinstance(uid, str) or not uid.strip()):
+        raise UserError(f"{where}: uid is {uid!r:.40}; it must be text, or null for one made from the content.")
+    return numbered(uid or content_uid(row["data_source"], messages, truth), seen)
 
 
 @dataclass(frozen=True)
