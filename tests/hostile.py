@@ -43,6 +43,7 @@ PRINTING = {
     "filling the disk": (STOPPED, "for i in range(10 ** 6):\n  with open(str(i), 'wb') as f: f.write(bytes(1 << 20))"),
     "a million files": (STOPPED, "for i in range(10 ** 6): open(str(i), 'w').close()"),
     "deep folders": (PASS, f"import os\nfor i in range(300): os.mkdir('d'); os.chdir('d')\n{ANSWER}"),
+    "memory that is no process's": (STOPPED, "import os\nx = []\nfor i in range(10 ** 4):\n  x.append(os.memfd_create('x'))\n  os.write(x[-1], bytes(1 << 24))\n  if os.fork() == 0: os.pause()"),
     "sparse giant": (FAIL, "open('x', 'wb').truncate(1 << 50)"),
     "file descriptors": (STOPPED, "x = []\nwhile True: x.append(open('/dev/null'))"),
     # ends

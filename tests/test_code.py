@@ -88,6 +88,8 @@ ORDINARY = {  # each fails in the published sandbox (behaviour 2.3)
     "several processes": "from concurrent.futures import ProcessPoolExecutor as P\nimport multiprocessing\n"
     "r, w = multiprocessing.Pipe()\np = multiprocessing.get_context('fork').Process(target=lambda: w.send(1)); p.start(); p.join()\n"
     "print(int(input()) + r.recv())",
+    "a pool of processes": "from concurrent.futures import ProcessPoolExecutor as P\nimport multiprocessing as m\n"
+    "def f(n): return n + 1\nwith P(2, m.get_context('fork')) as p: print(list(p.map(f, [int(input())]))[0])",
     "pickle of its own class": "import pickle\nclass A:\n    n = 1\nprint(int(input()) + pickle.loads(pickle.dumps(A())).n)",
     "atexit": "import atexit\natexit.register(lambda: print(int(input()) + 1))",
     "numpy": "import numpy as np\nprint(np.array([int(input())]).sum() + 1)",
@@ -95,7 +97,7 @@ ORDINARY = {  # each fails in the published sandbox (behaviour 2.3)
     "typing": "from typing import List\nx: List[int] = [1]\nprint(int(input()) + x[0])",
     "walrus, match, f-strings": "match int(input()):\n    case n if (m := n + 1):\n        print(f'{m!s:>4}')",
     "unicode": "print(int(input()) + 1 if 'é'.encode() == b'\\xc3\\xa9' else 0)",
-    "a context before it": "print(int(input()) + ONE)",
+    "a context before it": "from __future__ import annotations\nprint(int(input()) + ONE)",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.hostile import ANSWER, ASSERTED, PRINTING, RETURNING
 from trainer.rewards import code, verify
-from trainer.rewards.sandbox import LAYERS, Sandbox
+from trainer.rewards.sandbox import LAYERS, Job, Limits, Sandbox
 from trainer.types import Outcome
 
 SECRET = "the-hidden-tests-say-forty-two"
@@ -56,27 +56,28 @@ def trap(tmp_path):
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def readable_host():
+    """A copy of the host's files where any user can read them (a clone may lie in a closed home)."""
+    folder = Path(f"/tmp/mopd-host-{os.getpid()}")
+    shutil.copytree(Path(code.__file__).parent / "sandbox", folder)
+    folder.chmod(0o755)
+    yield folder / "host.py"
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-def walls(request, monkeypatch):
+def walls(request, monkeypatch, readable_host):
     """The sandbox of this test's walls, in place of the verifier's own."""
     options = WALLS[request.param]
     if "python" in options:
         if os.getuid() != 0 or not Path(SYSTEM_PYTHON).exists():
             pytest.skip(f"starting a sandbox as another user needs root and {SYSTEM_PYTHON}")
-        monkeypatch.setattr("trainer.rewards.sandbox.client.HOST", readable_host())
+        monkeypatch.setattr("trainer.rewards.sandbox.client.HOST", readable_host)
     sandbox = Sandbox(**options)
     monkeypatch.setattr(code, "_sandbox", lambda numpy, lane: sandbox)
     yield sandbox
     sandbox.close()
-
-
-def readable_host() -> Path:
-    """Return a copy of the host's files where any user can read them (a clone may lie in a closed home)."""
-    folder = Path(f"/tmp/mopd-host-{os.getpid()}")
-    if not folder.exists():
-        shutil.copytree(Path(code.__file__).parent / "sandbox", folder)
-        folder.chmod(0o755)
-    return folder / "host.py"
 
 
 @pytest.mark.slow
@@ -102,3 +103,29 @@ def test_hostile_programs(walls, trap, monkeypatch):
         if after.outcome != Outcome.PASS:
             wrong.append(f"{kind}: after {name}: {after}")
     assert not wrong, "\n".join(wrong)
+
+
+MASKED = """#!/bin/sh
+# As Docker does: parts of /proc are covered, so that an ordinary user's namespaces may not mount it again.
+exec unshare --mount sh -c 'mount -t tmpfs none /proc/fs && exec setpriv --reuid 65534 --regid 65534 --clear-groups {python} "$@"' sh "$@"
+"""
+
+
+@pytest.mark.slow
+def test_a_container_that_allows_namespaces_but_not_their_proc_falls_back_to_landlock(tmp_path, trap, monkeypatch, readable_host):
+    if os.getuid() != 0 or not Path(SYSTEM_PYTHON).exists() or not shutil.which("setpriv"):
+        pytest.skip(f"masking /proc needs root, setpriv and {SYSTEM_PYTHON}")
+    wrapper = tmp_path / "python"
+    wrapper.write_text(MASKED.format(python=SYSTEM_PYTHON))
+    wrapper.chmod(0o755)
+    monkeypatch.setattr("trainer.rewards.sandbox.client.HOST", readable_host)
+    sandbox = Sandbox(python=str(wrapper))
+    result = sandbox.run([Job("run", f"print(6 * 7)\nopen('{trap}/secret')")], Limits())
+    assert result.stdout == "42\n" and "PermissionError" in result.report["error"]["type"]
+    assert "mount" in sandbox.missing["namespaces"] and sandbox.missing.keys() == {"namespaces", "uid"}
+    assert sandbox.weaknesses() == []  # Landlock and seccomp hold back the rest
+    bare = Sandbox(layers=())
+    bare.run([Job("run", "")], Limits())
+    assert "programs can read every file" in bare.weaknesses()[0] and "use the network" in bare.weaknesses()[0]
+    bare.close()
+    sandbox.close()

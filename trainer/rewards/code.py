@@ -100,7 +100,7 @@ def _verify(response: str, ground_truth: str, extra_info: Mapping[str, Any], *, 
     if source is None:
         details = {"error_in_test_cases": 0, "timed_out": 0}
         return Verdict(Outcome.FORMAT, 0.0, 0.0, incorrect_format=True, feedback=code_feedback.FORMAT_FEEDBACK, details=details)
-    runs = _run_tests(tests, f"{tests.context}\n{source}" if tests.context else source, extra_info, tolerant)
+    runs = _run_tests(tests, source, extra_info, tolerant)
     count, passed = len(tests.inputs), sum(run.kind == "pass" for run in runs)
     failed = {run.kind for run in runs} - {"pass"}
     outcome = Outcome.PASS if passed == count else Outcome.TIMEOUT if failed == {"time"} else Outcome.FAIL
@@ -168,7 +168,7 @@ def _batches(pairs: Iterator[tuple[Any, Any]]) -> Iterator[tuple[tuple[Any, Any]
 
 
 def _stdin(source: str, tests: Tests, limits: Limits, tolerant: bool, sandbox: Sandbox, given: Any, expected: Any) -> TestRun:
-    result = sandbox.run([Job("run", source, given if isinstance(given, str) else json.dumps(given))], limits)
+    result = sandbox.run([Job("run", source, given if isinstance(given, str) else json.dumps(given), context=tests.context)], limits)
     failure = _failure(result)
     if failure is not None:
         return failure
@@ -178,7 +178,7 @@ def _stdin(source: str, tests: Tests, limits: Limits, tolerant: bool, sandbox: S
 
 def _functional(source: str, tests: Tests, limits: Limits, tolerant: bool, sandbox: Sandbox, given: Any, expected: Any) -> TestRun:
     call = wire.dumps(arguments(given))
-    result = sandbox.run([Job("call", source, call, tests.function)], limits)
+    result = sandbox.run([Job("call", source, call, tests.function, tests.context)], limits)
     failure = _failure(result)
     if failure is not None:
         return failure
@@ -190,7 +190,7 @@ def _functional(source: str, tests: Tests, limits: Limits, tolerant: bool, sandb
 
 
 def _assertions(source: str, tests: Tests, limits: Limits, tolerant: bool, sandbox: Sandbox, given: Any, expected: Any) -> TestRun:
-    result = sandbox.run([Job("check", str(given)), Job("serve", source)], limits)
+    result = sandbox.run([Job("check", str(given)), Job("serve", source, context=tests.context)], limits)
     if result.exit_code == 0 and result.report.get("ok") is True:
         return TestRun("pass")
     error = result.report.get("error") or {}

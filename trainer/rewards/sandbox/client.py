@@ -40,6 +40,7 @@ class Job:
     source: str
     stdin: str = ""
     function: str = ""
+    context: str = ""  # run before the source, in the same module
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,13 @@ class Sandbox:
             line = dict(zip(("check", "serve"), socket.socketpair(), strict=True))
             stack.callback(_close, line)
             for job in jobs:
-                own = [_file(stack, job.stdin), _file(stack), os.open(os.devnull, os.O_WRONLY), _file(stack, job.source), _file(stack)]
+                own = [
+                    _file(stack, job.stdin),
+                    _file(stack),
+                    os.open(os.devnull, os.O_WRONLY),
+                    _file(stack, f"{job.context}\0{job.source}"),
+                    _file(stack),
+                ]
                 stack.callback(os.close, own[2])
                 if job.mode in line:
                     own.append(line[job.mode].fileno())

@@ -41,7 +41,7 @@ class Host:
     def __init__(self, control: socket.socket, layers: list[str]) -> None:
         self.control, self.wanted = control, layers
         self.missing: dict[str, str] = {}
-        self.view = self.contained = False
+        self.contained = False  # alone in its namespaces, with its own view of the files
         self.uid: int | None = None
         self.box = ""
         self.spare: tuple[int, socket.socket] | None = None
@@ -55,16 +55,17 @@ class Host:
                 self.missing["uid"] = str(error)
         else:
             self.missing["uid"] = "not root"
-        if self._try("namespaces", isolation.unshare):
-            _follow_child_if_parent()  # the child is process 1 of the new namespace and goes on here
-            self.contained = self._try("namespaces", isolation.enter_view)
-            self.view, self.box = self.contained, "/box"
-        if not self.contained:
+        if self._try("namespaces", _try_namespaces):
+            _enter_namespaces()
+            self.contained, self.box = True, "/box"
+        else:
             isolation.prctl(isolation.PR_SET_CHILD_SUBREAPER, 1)
             self.box = tempfile.mkdtemp(prefix="mopd-box-")
             os.chmod(self.box, 0o777)
+        if os.readlink("/proc/self") != str(os.getpid()):  # what is killed after a program is found by its number there
+            raise OSError("/proc shows another process namespace than this process is in")
         os.environ.update(HOME=self.box, TMPDIR=self.box)
-        with open("/proc/self/oom_score_adj", "w") as file:
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # if memory runs out, programs go first; they inherit this
         isolation.limit_for_good(output)
         isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
@@ -122,7 +123,7 @@ class Host:
         elif self.contained:
             isolation.drop_capabilities()
         isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
-        if not self.view:
+        if not self.contained:
             try:
                 if "landlock" not in self.wanted:
                     raise isolation.Refused(0, "not asked for")
@@ -298,7 +299,7 @@ class Host:
 
     def close(self) -> None:
         """Remove what lies outside the walls."""
-        if self.box and not self.view:
+        if self.box and not self.contained:
             shutil.rmtree(self.box, ignore_errors=True)
 
 
@@ -324,17 +325,41 @@ def _threads_of(uid: int) -> int:
     return count
 
 
-def _follow_child_if_parent() -> None:
-    """Fork; the parent waits for the child and ends as it did."""
+def _enter_namespaces() -> None:
+    """Go on as process 1 of new namespaces, with a view of the files that holds what programs need; the parent waits."""
+    isolation.unshare()
     child = os.fork()
     if child:
-        for handle in range(3, 256):
-            try:
-                os.close(handle)
-            except OSError:
-                continue
-        os.waitpid(child, 0)
-        os._exit(0)
+        os.closerange(3, 256)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
+    isolation.enter_view()
+
+
+def _try_namespaces() -> None:
+    """Enter them in a child that ends: half-way in there is no way back, and a container may allow one step and not the next.
+
+    Raises:
+        OSError: saying which step was refused.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            isolation.unshare()
+            if (inner := os.fork()) == 0:
+                isolation.enter_view()
+                os._exit(0)
+            os.waitpid(inner, 0)
+        except OSError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        refused = told.read()
+    os.waitpid(child, 0)
+    if refused:
+        raise OSError(refused)
 
 
 def main() -> None:

@@ -83,8 +83,9 @@ def enter_view() -> None:
         _show(Path(path))
     for device in DEVICES:
         _show(Path(device), readonly=False)
-    for folder in ("proc", "box", "tmp"):
+    for folder in ("proc", "box"):
         (ROOT / folder).mkdir(exist_ok=True)
+    (ROOT / "dev/shm").symlink_to("/box")  # multiprocessing's locks and queues lie there
     _mount("proc", ROOT / "proc", "proc", MS_NOSUID | MS_NODEV)
     _mount("tmpfs", ROOT / "box", "tmpfs", MS_NOSUID | MS_NODEV, f"size={BOX_BYTES},nr_inodes={BOX_FILES},mode=777")
     _mount("none", ROOT, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
@@ -217,7 +218,8 @@ _DENIED = {  # name: (x86-64, arm64)
     "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "open_by_handle_at": (304, 265), "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104),
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "pidfd_getfd": (438, 438), "mq_open": (240, 180), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
+    "pidfd_getfd": (438, 438), "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    "mq_open": (240, 180), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
 }  # fmt: skip
 _CLONE, _CLONE3 = (56, 220), 435
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}

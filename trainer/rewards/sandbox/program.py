@@ -37,12 +37,12 @@ class ProgramError(Exception):
 
 def main(mode: str, function: str, write=os.write, leave=os._exit) -> None:
     """Run the child's part and end the process. The defaults hold what a program might replace."""
-    source = _read(3)
+    context, _, source = _read(3).partition("\0")  # a source has no NUL
     linecache.cache[NAME] = (len(source), None, source.splitlines(True), NAME)
     _open_streams()
     code, report = 0, None
     try:
-        report = _MODES[mode](source, function)
+        report = _MODES[mode](source, context, function)
     except SystemExit as end:
         code = _exit_code(end.code)
         report = json.dumps({"error": {"type": "SystemExit", "message": str(end.code), "frames": []}}) if code or mode != "run" else None
@@ -59,20 +59,20 @@ def main(mode: str, function: str, write=os.write, leave=os._exit) -> None:
     leave(code)
 
 
-def _run(source: str, _: str) -> None:
-    _execute(source, "__main__", "")
+def _run(source: str, context: str, _: str) -> None:
+    _execute(source, "__main__", context)
 
 
-def _call(source: str, function: str, dumps=wire.dumps) -> str:
+def _call(source: str, context: str, function: str, dumps=wire.dumps) -> str:
     arguments = wire.loads(sys.stdin.read())
     _open_streams(os.devnull)
-    namespace = _execute(source, "solution", LEETCODE)
+    namespace = _execute(source, "solution", LEETCODE + context)
     positional, named = arguments
     return '{"value": ' + dumps(_find(namespace, function, source)(*positional, **named)) + "}"
 
 
-def _serve(source: str, _: str) -> None:
-    namespace = _execute(source, "solution", TYPING)
+def _serve(source: str, context: str, _: str) -> None:
+    namespace = _execute(source, "solution", TYPING + context)
     with _open(os.dup(5), "r", encoding="utf-8") as asked, _open(os.dup(5), "w", encoding="utf-8") as answers:
         names = {name: callable(value) for name, value in namespace.items() if not name.startswith("__")}
         values = {name: namespace[name] for name, call in names.items() if not call and not isinstance(namespace[name], types.ModuleType)}
@@ -86,7 +86,7 @@ def _serve(source: str, _: str) -> None:
             print(wire.dumps(answer), file=answers, flush=True)
 
 
-def _check(source: str, _: str) -> str:
+def _check(source: str, _: str, __: str) -> str:
     asked = _open(os.dup(5), "r", encoding="utf-8")
     asking = _open(os.dup(5), "w", encoding="utf-8")
 
