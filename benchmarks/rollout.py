@@ -8,7 +8,6 @@ do not count. Runs alternate; the ratio is the median of the pairs. Writes bench
 """
 
 import argparse
-import os
 import tempfile
 import time
 from functools import partial
@@ -24,6 +23,7 @@ from benchmarks.tools import SHAPES, random_model, write_results
 from experiments.tiny.chains import draw_problem
 from trainer.engines.base import Sampling
 from trainer.engines.hf import HFEngine
+from trainer.machine import cores
 from trainer.models import load_chat
 
 SAMPLES = 8
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or random_model(Path(folder) / "model", options.size)
         rows = measure(model, options.sequences, options.tokens, options.repeats)

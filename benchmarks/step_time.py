@@ -7,7 +7,6 @@ mixed and the teacher reads 2 successes and 1 failure. Prints a table and writes
 """
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from data.preprocess import to_row, write_parquet
 from experiments.tiny.chains import draw_problem
 from trainer import checks, config
 from trainer.display import Display
+from trainer.machine import cores
 from trainer.session import started
 
 PHASES = ("rollout", "verify", "peers", "teacher", "student", "optimizer", "sync")
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     results = measure(options.size, options.prompts, options.rollouts, options.tokens, options.steps, options.device)
 
     step = results["seconds"]["step"]

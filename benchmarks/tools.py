@@ -1,7 +1,6 @@
 """What the benchmarks share: random models of a named size, the machine in words, results as JSON."""
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, logging
 
 from experiments.tiny.tokenizer import make_tokenizer
 from trainer import config
+from trainer.machine import cores
 from trainer.models import load_chat
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,7 +58,7 @@ def machine() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": cpu,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "torch": torch.__version__,

@@ -3,7 +3,6 @@
 import json
 import math
 import multiprocessing
-import os
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.machine import cores
 from trainer.rewards import code, outputs, verify
 from trainer.rewards.pool import VerifierPool
 from trainer.rewards.sandbox import Job, Limits, Sandbox, SandboxError, wire
@@ -305,7 +305,7 @@ def test_running_out_of_the_time_for_all_tests_is_no_failure_of_the_program():
 def test_cpu_time_counts_and_not_the_wait_for_a_core():
     """Six busy processes on the cores; a program of 0.3 s of CPU time passes within a limit of 0.8 s."""
     context = multiprocessing.get_context("fork")
-    busy = [context.Process(target=_burn, daemon=True) for _ in range(3 * (os.cpu_count() or 1))]
+    busy = [context.Process(target=_burn, daemon=True) for _ in range(3 * cores())]
     for process in busy:
         process.start()
     try:

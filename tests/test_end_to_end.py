@@ -73,17 +73,41 @@ def metrics_of(out: Path) -> list[dict]:
     ]
 
 
+def test_the_embedded_default_learns_and_can_be_evaluated(tmp_path):
+    """What the README shows first: one command, before and after; then the checkpoint in the evaluation script."""
+    where = {name: str(tmp_path / name) for name in ("CKPT_DIR", "ROLLOUT_DATA_DIR", "VALIDATION_DATA_DIR")}
+    result = script("run_local_sdpo.sh", "test", f"trainer.log_dir={tmp_path}/logs", **where)
+    assert result.returncode == 0, result.stderr
+    assert "before and after" in result.stdout and all(str(tmp_path / name) in result.stdout for name in where)
+    validations = [row for row in read_jsonl(tmp_path / "logs" / "metrics.jsonl") if "val-core/tiny_chains/acc/mean@8" in row]
+    before, after = (validations[i]["val-core/tiny_chains/acc/mean@8"] for i in (0, -1))
+    assert after > before + 0.2
+    assert validations[0]["val-core/tiny_chains/acc/pass@8"] <= validations[-1]["val-core/tiny_chains/acc/pass@8"] <= 1
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "CKPT_DIR/global_step_40/huggingface").num_parameters() > 400_000
+
+    evaluation = script(
+        "run_eval_sdpo.sh", f"trainer.log_dir={tmp_path}/eval-logs", CKPT_PATH=where["CKPT_DIR"], VALIDATION_DATA_DIR=str(tmp_path / "eval")
+    )
+    assert evaluation.returncode == 0, evaluation.stderr
+    evaluated = read_jsonl(tmp_path / "eval-logs" / "metrics.jsonl")[0]
+    assert evaluated["val-core/tiny_chains/acc/mean@8"] == after  # the same weights, seeds and prompts
+    assert len(read_jsonl(tmp_path / "eval" / "40.jsonl")) == 128 * 8
+    assert "mean@8" in evaluation.stdout and "pass@8" in evaluation.stdout
+
+
 SIX = ("trainer.total_training_steps=6", "trainer.save_freq=3", "trainer.test_freq=3")
 
 
 @pytest.fixture(scope="module")
-def straight(guessing_model, chains_data, tmp_path_factory) -> Path:
+def straight(once, guessing_model, chains_data) -> Path:
     """Six steps without interruption."""
-    out = tmp_path_factory.mktemp("straight")
-    code, stdout, stderr = Run(guessing_model, chains_data, out, *SIX).wait()
-    assert code == 0, stderr
-    assert "before and after" in stdout and str(out / "checkpoints") in stdout
-    return out
+
+    def run(out: Path) -> None:
+        code, stdout, stderr = Run(guessing_model, chains_data, out, *SIX).wait()
+        assert code == 0, stderr
+        assert "before and after" in stdout and str(out / "checkpoints") in stdout
+
+    return once("straight", run)
 
 
 def weights(out: Path, step: int = 6) -> bytes:
@@ -175,25 +199,3 @@ def test_teacher_student_and_grpo_by_script(guessing_model, chains_data, tmp_pat
         assert result.returncode == 0, result.stderr
         assert steps_logged(tmp_path) == 2
     assert json.loads((tmp_path / "CKPT_DIR/global_step_2/trainer.json").read_text())["step"] == 2
-
-
-def test_the_embedded_default_learns_and_can_be_evaluated(tmp_path):
-    """What the README shows first: one command, before and after; then the checkpoint in the evaluation script."""
-    where = {name: str(tmp_path / name) for name in ("CKPT_DIR", "ROLLOUT_DATA_DIR", "VALIDATION_DATA_DIR")}
-    result = script("run_local_sdpo.sh", "test", f"trainer.log_dir={tmp_path}/logs", **where)
-    assert result.returncode == 0, result.stderr
-    assert "before and after" in result.stdout and all(str(tmp_path / name) in result.stdout for name in where)
-    validations = [row for row in read_jsonl(tmp_path / "logs" / "metrics.jsonl") if "val-core/tiny_chains/acc/mean@8" in row]
-    before, after = (validations[i]["val-core/tiny_chains/acc/mean@8"] for i in (0, -1))
-    assert after > before + 0.2
-    assert validations[0]["val-core/tiny_chains/acc/pass@8"] <= validations[-1]["val-core/tiny_chains/acc/pass@8"] <= 1
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "CKPT_DIR/global_step_40/huggingface").num_parameters() > 400_000
-
-    evaluation = script(
-        "run_eval_sdpo.sh", f"trainer.log_dir={tmp_path}/eval-logs", CKPT_PATH=where["CKPT_DIR"], VALIDATION_DATA_DIR=str(tmp_path / "eval")
-    )
-    assert evaluation.returncode == 0, evaluation.stderr
-    evaluated = read_jsonl(tmp_path / "eval-logs" / "metrics.jsonl")[0]
-    assert evaluated["val-core/tiny_chains/acc/mean@8"] == after  # the same weights, seeds and prompts
-    assert len(read_jsonl(tmp_path / "eval" / "40.jsonl")) == 128 * 8
-    assert "mean@8" in evaluation.stdout and "pass@8" in evaluation.stdout

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from data.preprocess import to_row, write_parquet
 from experiments.tiny import chains, misconceptions
@@ -57,7 +58,12 @@ class Recipe:
 
 def make_model(recipe: Recipe, models: Path) -> Path:
     """Return the folder of the recipe's model, made now if it is not there or its recipe has changed."""
-    folder = models / recipe.name
+    models.mkdir(parents=True, exist_ok=True)
+    with FileLock(models / f".{recipe.name}.lock"):  # a second run that starts meanwhile waits for the first one's
+        return _make_model(recipe, models / recipe.name)
+
+
+def _make_model(recipe: Recipe, folder: Path) -> Path:
     marker = folder / "recipe.json"
     if marker.is_file() and json.loads(marker.read_text())["fingerprint"] == recipe.fingerprint():
         return folder
@@ -88,7 +94,12 @@ def make_model(recipe: Recipe, models: Path) -> Path:
 
 def make_data(task: str, datasets: Path, seed: int = 0) -> Path:
     """Return the folder with train.parquet and test.parquet of a task, made now if it is not there or has changed."""
-    folder = datasets / f"tiny_{task}"
+    datasets.mkdir(parents=True, exist_ok=True)
+    with FileLock(datasets / f".tiny_{task}.lock"):
+        return _make_data(task, datasets / f"tiny_{task}", seed)
+
+
+def _make_data(task: str, folder: Path, seed: int) -> Path:
     marker, fingerprint = folder / "recipe.json", Recipe(task, seed).fingerprint()
     if marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint:
         return folder

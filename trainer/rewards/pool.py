@@ -3,7 +3,6 @@ replaced, its verdict is `error`, and the run goes on."""
 
 import functools
 import multiprocessing
-import os
 from collections.abc import Mapping
 from concurrent.futures import Future, TimeoutError
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from trainer import rewards
+from trainer.machine import cores
 from trainer.types import Outcome, Verdict
 
 CODE_MARGIN = 30.0  # seconds beyond code_timeout in which the verifier itself should have ended
@@ -34,7 +34,7 @@ class VerifierPool:
     ) -> None:
         self.timeout, self.options, self.custom = timeout, dict(options or {}), custom
         # spawn: a worker is a fresh interpreter of some 20 MB, not a copy of the trainer with its threads and memory
-        self._pool = ProcessPool(max_workers=workers or os.cpu_count() or 1, context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPool(max_workers=workers or cores(), context=multiprocessing.get_context("spawn"))
 
     def submit(self, data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any]) -> "Future[Verdict]":
         """Judge a response; the future's result never raises for what the verifier does."""

@@ -26,6 +26,7 @@ from trainer.batching import Plan
 from trainer.config.schema import Config
 from trainer.engines.base import Response, Sampling, checksums
 from trainer.errors import UserError
+from trainer.machine import cores
 from trainer.types import Batch
 from trainer.workers.actor import Actor
 from trainer.workers.base import Report, Share, Workers, compare_checksums, merge, shares
@@ -56,7 +57,7 @@ class RayWorkers(Workers):
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                **({} if address else {"num_cpus": max(os.cpu_count() or 1, 2 * self.world_size)}),
+                **({} if address else {"num_cpus": max(cores(), 2 * self.world_size)}),
             )
             there = ray.cluster_resources().get("GPU", 0)
             if gpu and there < self.world_size:

@@ -8,6 +8,7 @@ from trainer import engines, models
 from trainer.config.schema import Config
 from trainer.engines.base import Engine
 from trainer.errors import UserError
+from trainer.machine import cores
 
 
 def choose_device(config: Config) -> str:
@@ -57,4 +58,4 @@ def build_engine(config: Config, device: str) -> Engine:
 
 def use_threads(processes: int) -> None:
     """Give this process its part of the cores. Ray would give one thread; torch alone would give all to each."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    torch.set_num_threads(max(1, cores() // processes))
