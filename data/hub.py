@@ -29,7 +29,7 @@ def raw_rows(source: Source, split: str, local: Path | None = None) -> Iterator[
     if local is not None:
         if not local.exists():
             raise FetchError(f"--local_path={local}: no such file or folder. {_how_to_fetch(source)}")
-        for file in data_files(local, split, source.pattern, source.config) if local.is_dir() else [local]:
+        for file in data_files(local, split, source.pattern, source.config, only=not source.splits) if local.is_dir() else [local]:
             yield from read_rows(file, source.columns)
     elif source.urls:
         yield from _fetched(source, split)

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from any folder
 
 from data.hub import FetchError, raw_rows
-from data.records import RecordError, Skip
+from data.records import RecordError, Skip, named
 from data.sources import SOURCES, Options, Source, source_named
 from data.transfer import download, push
 from data.writing import shown, write_array
@@ -67,18 +67,16 @@ def records(
     for place, row in raw_rows(source, split, local):
         if not isinstance(row, dict):
             raise RecordError(f"{place} is not an object")
+        made = None
         try:
-            if source.keep and not source.keep(row):
-                continue
-            if category and source.category and str(source.category(row)).replace("_", " ").lower() != category:
-                continue
-            yield source.convert(row, chosen)
+            with named(place, row):
+                of_category = not category or not source.category or str(source.category(row)).replace("_", " ").lower() == category
+                if of_category and (not source.keep or source.keep(row)):
+                    made = source.convert(row, chosen)
         except Skip as reason:
             dropped[str(reason)] += 1
-        except KeyError as error:
-            raise RecordError(f"{place}: field {error} is missing (it has {', '.join(row)})") from None
-        except RecordError as error:
-            raise RecordError(f"{place}: {error}") from None
+        if made is not None:
+            yield made
 
 
 def part(rows: Iterator[dict[str, Any]], start: int, count: int | None) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,9 @@ raw() {
   esac
 }
 
+# Whether RAW_DATA has a test file of a name and no train file.
+raw_test_only() { [ -n "${RAW_DATA:-}" ] && compgen -G "$RAW_DATA/$1/test*" >/dev/null && ! compgen -G "$RAW_DATA/$1/train*" >/dev/null; }
+
 # load NAME FILE ARGUMENT ...: records of a source into datasets/FILE
 load() {
   local name=$1 file=$2 more=()
@@ -50,8 +53,12 @@ prepare() {
       load "$1" "$1.json" --dataset_name "${domain^}" &&
         "$PYTHON" data/split_tasks.py --json_path "datasets/$1.json" --output_dir "datasets/$1" --test_ratio 0.1 --seed 42 && parquet "$1" ;;
     tooluse)
-      load tooluse tooluse/train.json --dataset_name tooluse --split train &&
-        load tooluse tooluse/test.json --dataset_name tooluse --split test && parquet tooluse ;;
+      if raw_test_only tooluse; then
+        say "tooluse: $RAW_DATA/tooluse holds no train file: the test alone is made"
+      else
+        load tooluse tooluse/train.json --dataset_name tooluse --split train || return 1
+      fi
+      load tooluse tooluse/test.json --dataset_name tooluse --split test && parquet tooluse ;;
     lcb_v6) lcb && "$PYTHON" data/split_tests.py --json_path datasets/lcb_v6.json --output_dir datasets/lcb_v6 && parquet lcb_v6 ;;
     lcb_v6_held_out)
       lcb && "$PYTHON" data/split_tests.py --json_path datasets/lcb_v6.json --output_dir datasets/lcb_v6_held_out --held_out && parquet "$1" ;;
@@ -94,6 +101,6 @@ for name in "${wanted[@]}"; do
 done
 if [ ${#failed[@]} -gt 0 ]; then
   say "not made: ${failed[*]}"
-  say "again, for these only: bash data/prepare_all.sh ${failed[*]}"
+  say "again, for these only: ${RAW_DATA:+RAW_DATA=$(printf %q "$RAW_DATA") }bash data/prepare_all.sh ${failed[*]}"
   exit 1
 fi

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from any folder
 
 from data.reading import read_rows
-from data.records import RecordError, Skip
+from data.records import RecordError, Skip, named
 from data.rows import SCHEMA, to_row, write_parquet, write_rows
 from data.sources import Options, Source, recognise
 from data.summary import Tokens, print_summary
@@ -72,10 +72,8 @@ def rows_of(part: Part, seen: dict[str, int], options: Options) -> Iterator[dict
 
 
 def convert_raw(source: Source, row: dict[str, Any], options: Options, place: str) -> dict[str, Any]:
-    try:
+    with named(place, row):
         return source.convert(row, options)
-    except RecordError as error:
-        raise RecordError(f"{place}: {error}") from None
 
 
 def find_parts(folder: Path) -> list[Part]:

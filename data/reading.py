@@ -38,11 +38,12 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, An
         raise RecordError(f"{path} holds no record")
 
 
-def data_files(folder: Path, split: str, pattern: str | None = None, config: str | None = None) -> list[Path]:
+def data_files(folder: Path, split: str, pattern: str | None = None, config: str | None = None, *, only: bool = False) -> list[Path]:
     """Return the data files of a split in a folder laid out as on the hub: in a folder named as the config, in data/, in it, or below.
 
     Those whose name begins with the split if there are any, else those whose name begins with none; of one kind only.
-    `pattern` (of names) goes before. Raises RecordError if there is none.
+    `pattern` (of names) goes before. `only`: the source has no other split, so that files named after one will do.
+    Raises RecordError if there is none.
     """
     searches = [(folder / (config or "data"), "*"), (folder / "data", "*"), (folder, "*"), (folder, "**/*")]
     for place, names in searches:
@@ -51,13 +52,13 @@ def data_files(folder: Path, split: str, pattern: str | None = None, config: str
             named = [file for file in files if pattern and file.match(pattern)]
             of_split = [file for file in files if file.name.startswith(split)]
             untold = [file for file in files if not file.name.startswith(SPLITS)]
-            if chosen := named or of_split or untold:
+            if chosen := named or of_split or untold or (files if only else []):
                 return chosen
     raise RecordError(f"{folder} holds no data file of {split} ({', '.join(KINDS)})")
 
 
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (number from 1, value) of a JSON array, whatever its layout, or of a file with one value a line (number = line)."""
+def _json(path: Path) -> Iterator[tuple[int | str, Any]]:
+    """Yield (number, value) of a JSON array, whatever its layout, as `_array`, or of a file with one value a line (number = line)."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             first = next((line.lstrip() for line in file if line.strip()), "")
@@ -75,7 +76,8 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         raise RecordError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _array(path: Path) -> Iterator[tuple[int, Any]]:
+def _array(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("<number from 1>, line <of its beginning>", value); exactly one comma between values, nothing after the array."""
     with path.open(encoding="utf-8-sig") as file:
         number, line, buffer, more = 0, 1, "", True
 
@@ -84,20 +86,30 @@ def _array(path: Path) -> Iterator[tuple[int, Any]]:
             read = file.read(size)
             buffer, more = buffer + read, bool(read)
 
-        def skip(signs: str) -> str:
-            """Drop blanks and `signs`, reading on as needed; return the next sign, "" at the end of the file."""
+        def take(length: int) -> None:
             nonlocal buffer, line
+            line += buffer.count("\n", 0, length)
+            buffer = buffer[length:]
+
+        def peek() -> str:
+            """Drop blanks, reading on as needed; return the next sign, "" at the end of the file."""
             while True:
-                rest = buffer.lstrip(" \t\r\n" + signs)
-                line += buffer.count("\n", 0, len(buffer) - len(rest))
-                buffer = rest
+                take(len(buffer) - len(buffer.lstrip(" \t\r\n")))
                 if buffer or not more:
                     return buffer[:1]
                 fill(CHUNK)
 
-        skip("")
-        buffer = buffer[1:]  # the bracket that opens
-        while (sign := skip("," if number else "")) != "]":
+        def refuse(what: str) -> RecordError:
+            return RecordError(f"{path}: line {line} {what}")
+
+        peek()
+        take(1)  # the bracket that opens
+        while (sign := peek()) != "]":
+            if number:
+                if sign != ",":
+                    raise refuse(f"has {sign!r} where a comma or the array's end is needed" if sign else "ends within the array")
+                take(1)
+                sign = peek()
             size = CHUNK
             while True:
                 try:
@@ -105,14 +117,20 @@ def _array(path: Path) -> Iterator[tuple[int, Any]]:
                     break
                 except json.JSONDecodeError as error:
                     if not more:  # the value is not just cut by the end of the buffer
-                        where = "ends within the array" if not sign else f"is not JSON ({error.msg})"
-                        raise RecordError(f"{path}: line {line + error.lineno - 1} {where}") from None
+                        line += error.lineno - 1
+                        raise refuse(f"is not JSON ({error.msg})" if sign else "ends within the array") from None
                     fill(size)
                     size *= 2
+            while more and end == len(buffer):  # 12 may be the beginning of 123
+                fill(CHUNK)
+                value, end = _DECODE(buffer)
             number += 1
-            line += buffer.count("\n", 0, end)
-            buffer = buffer[end:]
-            yield number, value
+            begins = line
+            take(end)
+            yield f"{number}, line {begins}", value
+        take(1)
+        if rest := peek():
+            raise refuse(f"has {rest!r} after the array's end")
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:

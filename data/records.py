@@ -6,10 +6,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 FIELDS = ("idx", "kind", "dataset", "answer", "elo", "prompt", "description", "tests", "embedding", "system", "contest_date")
+GREATEST = 1 << 53  # below it floats are exact
 TESTTYPES = ("stdin", "functional", "code")
 
 
@@ -19,6 +21,19 @@ class RecordError(Exception):
 
 class Skip(Exception):
     """A row that is left out and counted, for a documented reason: the message."""
+
+
+@contextmanager
+def named(place: str, row: Mapping[str, Any]) -> Iterator[None]:
+    """Name the record in the errors of a conversion, also in those that a value of an unforeseen type ends in."""
+    try:
+        yield
+    except RecordError as error:
+        raise RecordError(f"{place}: {error}") from None
+    except KeyError as error:
+        raise RecordError(f"{place}: field {error} is missing (it has {', '.join(row)})") from None
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise RecordError(f"{place}: cannot be converted ({type(error).__name__}: {error})") from None
 
 
 def make_record(
@@ -65,8 +80,8 @@ def number_of(row: Mapping[str, Any], field: str) -> float | None:
     value = row.get(field)
     if value is None or value == "-":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecordError(f"field {field!r} is {value!r:.40}, not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < GREATEST:
+        raise RecordError(f"field {field!r} is {value!r:.40}, not a number below 2^53")
     return float(value)
 
 
@@ -107,12 +122,26 @@ def load_tests(text: Any) -> dict[str, Any]:
         raise RecordError(f"field 'tests' has {len(tests['inputs'])} inputs but {len(tests['outputs'])} outputs")
     if tests.get("testtype") not in TESTTYPES:
         raise RecordError(f"field 'tests.testtype' is {tests.get('testtype')!r:.40}; it must be one of {', '.join(TESTTYPES)}")
+    _check_by_type(tests)
     public = tests.get("public")
     if public is not None and (isinstance(public, bool) or not isinstance(public, int) or not 0 <= public <= len(tests["inputs"])):
         raise RecordError(f"field 'tests.public' is {public!r:.40}, not a count of the {len(tests['inputs'])} tests")
     if not tests["inputs"]:
         raise Skip("no tests")
     return tests
+
+
+def _check_by_type(tests: Mapping[str, Any]) -> None:
+    name, limit = tests.get("fn_name"), tests.get("time_limit")
+    if tests["testtype"] == "functional" and (not isinstance(name, str) or not name.strip()):
+        raise RecordError(f"field 'tests.fn_name' is {name!r:.40}; functional tests need the name of a function")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf):
+        raise RecordError(f"field 'tests.time_limit' is {limit!r:.40}, neither seconds nor null")
+    texts = {"stdin": ("inputs", "outputs"), "code": ("inputs",), "functional": ()}[tests["testtype"]]
+    for field in texts:
+        others = [value for value in tests[field] if not isinstance(value, str)]
+        if others:
+            raise RecordError(f"field 'tests.{field}' holds {others[0]!r:.40}, where text is needed")
 
 
 def choose_tests(tests: Mapping[str, Any], chosen: Sequence[int]) -> dict[str, Any]:

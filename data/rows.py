@@ -1,5 +1,6 @@
 """The Parquet row of a record: the published columns (behaviour 1.5) with the same types whatever the source, and `uid`."""
 
+import importlib
 import json
 import re
 from collections.abc import Iterable
@@ -9,9 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.records import RecordError, Skip, load_tests, number_of
+from data.records import RecordError, Skip, load_tests, named, number_of
 from data.sources.prompts import with_right_count
 from data.writing import whole
+from trainer import rewards
+from trainer.errors import UserError
 from trainer.uid import content_uid
 
 REQUIRED = ("kind", "dataset", "prompt")
@@ -50,14 +53,13 @@ def to_row(record: dict[str, Any], split: str, where: str, *, published: bool = 
         published: leave the system prompt of two-option questions as it is.
 
     Raises:
-        RecordError: for a malformed record. Skip: for a code record without a test.
+        RecordError: for a malformed record. Skip: for one that cannot be judged: code without a test, or a gold answer that
+            the verifier of its source cannot read.
     """
     if not isinstance(record, dict):
         raise RecordError(f"{where} is not an object")
-    try:
+    with named(where, record):
         return _row(record, split, published)
-    except RecordError as error:
-        raise RecordError(f"{where}: {error}") from None
 
 
 def _row(record: dict[str, Any], split: str, published: bool) -> dict[str, Any]:
@@ -66,6 +68,11 @@ def _row(record: dict[str, Any], split: str, published: bool) -> dict[str, Any]:
             raise RecordError(f"field {field!r} is missing or empty")
     kind, source, prompt = record["kind"], record["dataset"], record["prompt"]
     truth, description = _truth(record, kind), record.get("description") or ""
+    if not isinstance(description, str):
+        raise RecordError(f"field 'description' is {description!r:.40}, neither text nor null")
+    for field in ("kind", "dataset", "prompt", "description", "system", "answer", "tests"):
+        if isinstance(record.get(field), str) and not _is_utf8(record[field]):
+            raise RecordError(f"field {field!r} holds half a surrogate pair, which UTF-8 cannot write: {record[field]!a:.60}")
     if source == "livecodebench":  # the bare function is asked for, not the method
         prompt, description = prompt.replace("(self, ", "("), description.replace("(self, ", "(")
     system = record.get("system")
@@ -95,14 +102,39 @@ def _row(record: dict[str, Any], split: str, published: bool) -> dict[str, Any]:
     }
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _truth(record: dict[str, Any], kind: str) -> str:
     field = "tests" if kind == "code" else "answer"
     truth = record.get(field)
     if truth is None or str(truth).strip() in ("", "-"):
         raise RecordError(f"field {field!r} is missing, so nothing could be verified")
+    text = truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False)
     if kind == "code":
         load_tests(truth)
-    return truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False)
+    else:
+        _check_gold(record["dataset"], text)
+    return text
+
+
+def _check_gold(source: str, truth: str) -> None:
+    """Raise Skip for a gold answer that the verifier of the source could not read. A source of one's own is not checked."""
+    try:
+        module = rewards.entry_of(source).split(":")[0]
+    except UserError:
+        return
+    check = getattr(importlib.import_module(f"trainer.rewards.{module}"), "check_gold", None)
+    try:
+        if check:
+            check(truth)
+    except ValueError:
+        raise Skip(f"a gold answer that the verifier of {source} cannot read") from None
 
 
 def has_two_options(prompt: str) -> bool:

@@ -58,6 +58,8 @@ def split(path: Path, folder: Path, ratio: float, seed: int, *, separate: bool =
         if separate:
             moved = set(shared)
             train, test = [i for i in train if i not in moved], [*test, *shared]
+            if not train:
+                raise ValueError("--separate_duplicates: every prompt of train.json is also in test.json, so that none would be left.")
         with whole(folder / "train.json", folder / "test.json") as partials:
             for partial, chosen in zip(partials, (train, test), strict=True):
                 with partial.open("wb") as target:

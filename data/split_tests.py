@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,24 @@ def split_by_tests(path: Path, folder: Path) -> str:
     )
 
 
+def day(text: str) -> str:
+    """Return a date YYYY-MM-DD of the command line as it is; raise ValueError if it is none."""
+    date.fromisoformat(text)
+    if len(text) != len("YYYY-MM-DD"):
+        raise ValueError(text)  # 20250401 is a date too, but does not sort among the others
+    return text
+
+
 def key_of(record: dict[str, Any], place: str) -> tuple[str, str]:
-    """Return the problem's identity (its prompt) and its contest date."""
+    """Return the problem's identity (its prompt) and its contest date, YYYY-MM-DD."""
     try:
-        date = text_of(record, "contest_date")[:10]
-        return content_uid("", [{"content": " ".join(text_of(record, "prompt").split())}], ""), date
+        contest = text_of(record, "contest_date")[:10]
+        day(contest)
+        return content_uid("", [{"content": " ".join(text_of(record, "prompt").split())}], ""), contest
     except RecordError as error:
         raise RecordError(f"{place}: {error}; --held_out goes by it") from None
+    except ValueError:
+        raise RecordError(f"{place}: field 'contest_date' is {contest!r}, not a date YYYY-MM-DD; --held_out goes by it") from None
 
 
 def first_test_date(dates: list[str], ratio: float) -> str:
@@ -119,7 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=Path, required=True, help="where train.json and test.json go")
     parser.add_argument("--held_out", action="store_true", help="put problems apart by contest date")
     parser.add_argument("--test_ratio", type=float, default=0.3, help="with --held_out: share of the problems to test (default 0.3)")
-    parser.add_argument("--test_from", metavar="YYYY-MM-DD", help="with --held_out: the first contest date to test, instead of a share")
+    parser.add_argument(
+        "--test_from", type=day, metavar="YYYY-MM-DD", help="with --held_out: the first contest date to test, instead of a share"
+    )
     options = parser.parse_args(arguments)
     if not 0 < options.test_ratio < 1:
         parser.error(f"--test_ratio={options.test_ratio}: it must lie between 0 and 1")

@@ -1,7 +1,9 @@
 """Files written whole or not at all, several at once if they belong together; progress on a terminal."""
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +19,33 @@ Item = TypeVar("Item")
 def whole(*paths: Path) -> Iterator[list[Path]]:
     """Give the paths to write to; they take the names `paths` once the block ends well, and go if it does not."""
     partials = [path.with_name(path.name + ".partial") for path in paths]
+    made = [folder for path in paths for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield partials
+        with _terminated_as_interrupted():
+            yield partials
         for partial, path in zip(partials, paths, strict=True):
             partial.replace(path)
     finally:
         for partial in partials:
             partial.unlink(missing_ok=True)
+        for folder in made:  # the deepest first; what did not end well leaves none behind
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that its files are cleared away. Only the main thread may ask for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def line_of(record: Mapping[str, Any]) -> str:

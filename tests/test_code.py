@@ -3,7 +3,10 @@
 import json
 import math
 import multiprocessing
+import os
+import resource
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -39,7 +42,13 @@ BLOCKS = {
     "a mark in brackets": ("```{python}\nx = 1\n```", "x = 1"),
     "capitals": ("```Python\nx = 1\n```", "x = 1"),
     "tildes": ("~~~py\nx = 1\n~~~", "x = 1"),
-    "in a list": ("1. so:\n   ```python\n   x = 1\n   ```", "   x = 1"),
+    "in a list": ("1. so:\n   ```python\n   if x:\n       x = 1\n   ```", "if x:\n    x = 1"),
+    "a stray fence before it": ("So:\n```\n\n```python\nx = 1\n```", "x = 1"),
+    "closed on its last line": ("```python\nx = 1```\nprints\n```\n1\n```", "x = 1"),
+    "a fence in a text of it": ('```python\nx = """a```\n"""\n```', 'x = """a```\n"""'),
+    "a mark with a file": ("```python:main.py\nx = 1\n```", "x = 1"),
+    "other ends of lines in a text": ("```python\r\nx = '\x0c\u2028'\r\n```", "x = '\x0c\u2028'"),
+    "usage after it": ("```python\nx = 1\n```\nfor example\n```python\n>>> x\n1\n```", "x = 1"),
     "on one line": ("```python x = 1```", "x = 1"),
     "fences inside": ('````python\nx = """\n```\n"""\n````', 'x = """\n```\n"""'),
     "not closed": ("```python\nx = 1", None),
@@ -97,6 +106,20 @@ ORDINARY = {  # each fails in the published sandbox (behaviour 2.3)
     "typing": "from typing import List\nx: List[int] = [1]\nprint(int(input()) + x[0])",
     "walrus, match, f-strings": "match int(input()):\n    case n if (m := n + 1):\n        print(f'{m!s:>4}')",
     "unicode": "print(int(input()) + 1 if 'é'.encode() == b'\\xc3\\xa9' else 0)",
+    "deep without asking": "def f(n): return n and 1 + f(n - 1)\nprint(f(20000) - 19958)",
+    "what the judge has imported": "print(gcd(84, 126) * (len(deepcopy([1])) + pow(3, 2, 8) - collections.Counter('a')['a']))",
+    "a barrier of threads": "import threading\nb = threading.Barrier(40); r = []\n"
+    "ts = [threading.Thread(target=lambda: (b.wait(), r.append(1))) for _ in range(40)]\n[t.start() for t in ts]; [t.join() for t in ts]\n"
+    "print(len(r) + 2)",
+    "devices": "with open('/dev/stdin') as i, open('/dev/stdout', 'w') as o: o.write(str(int(i.read()) + 1))",
+    "stdout replaced after printing": "import io, sys\nprint(42)\nsys.stdout = io.StringIO()",
+    "stdout replaced until the end": "import atexit, io, sys\nsys.stdout = b = io.StringIO()\nprint(42)\n"
+    "atexit.register(lambda: sys.__stdout__.write(b.getvalue()))",
+    "stdout that only writes": "import os, sys\nclass W:\n    def write(self, x): os.write(1, x.encode())\nsys.stdout = W()\nprint(42)",
+    "stdout detached": "import sys\no = sys.stdout.detach()\no.write(b'42')",
+    "a file never closed": "f = open(1, 'w')\nf.write('42')",
+    "a last word": "class A:\n    def __del__(self): print(42)\na = A()",
+    "half a surrogate pair": "print(42)  # \ud800",
     "a context before it": "from __future__ import annotations\nprint(int(input()) + ONE)",
 }  # fmt: skip
 
@@ -122,20 +145,26 @@ FUNCTIONAL = {
     "what a site has imported": ("def f(a):\n    heapify(a)\n    return math.gcd(a[0], lru_cache(None)(lambda x: x)(4))", "[8, 6]", "2"),
     "big integers": ("def f(n):\n    return n ** 99", "7", str(7**99)),
     "none": ("def f(n):\n    return None", "7", "null"),
+    "pow of three": ("def f(n):\n    return pow(n, 2, 7)", "3", "2"),
+    "deep": ("class Solution:\n    def f(self, n): return n and 1 + self.f(n - 1)", "20000", "20000"),
+    "more that is imported": ("def f(n): return [len(ascii_lowercase), deepcopy(n), string.digits[n], mean([n])]", "2", [26, 2, "2", 2]),
+    "a method with the name of an import": ("class Solution:\n    def merge(self, a): return sorted(a)", "[3, 1]", "[1, 3]", "merge"),
+    "a function with the name of an import": ("def merge(a): return sorted(a)", "[3, 1]", "[1, 3]", "merge"),
+    "a helper with the name of the method": ("def f(n): return n\nclass Solution:\n    def f(self, n): return f(n) + 1", "3", "4"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FUNCTIONAL)
 def test_functions_are_called_with_what_the_test_says(name):
-    program, given, expected = FUNCTIONAL[name]
-    verdict = judge(program, problem("functional", [given], [expected]))
+    program, given, expected, *function = FUNCTIONAL[name]
+    verdict = judge(program, problem("functional", [given], [expected], fn_name=(function or "f")[0]))
     assert verdict.outcome == Outcome.PASS, verdict.feedback
 
 
 @pytest.mark.parametrize(
     ("returned", "expected"),
     [("[1, 2]", "[2, 1]"), ("'1'", "1"), ("0.3334", "0.33333"), ("10**18 + 1", "1000000000000000000"), ("[1]", "[1, 1]"), ("{1}", "[1]"),
-     ("None", "0"), ("float('nan')", "1.5"), ("object()", "1")],
+     ("None", "0"), ("float('nan')", "1.5"), ("object()", "1"), ("range(1)", "[0]"), ("iter([1])", "[1]"), ("'\\ud800'", '"?"')],
 )  # fmt: skip
 def test_other_values_are_wrong(returned, expected):
     assert judge(f"def f(n): return {returned}", problem("functional", ["1"], [expected])).outcome == Outcome.FAIL
@@ -171,6 +200,49 @@ def test_asserts_see_values_names_and_exceptions_of_the_program():
     assert judge(ASSERTED_PROGRAM.replace("0.5", "0.6"), problem("code", [ASSERTED], [""])).outcome == Outcome.FAIL
 
 
+ASSERTS = {  # what travels between the test and the program: (program, test)
+    "classes of the library": (
+        "from collections import deque\nfrom datetime import *\nfrom decimal import Decimal\nfrom fractions import Fraction\n"
+        "def f(): return deque([1]), range(3), Decimal('.5'), Fraction(1, 2), date(2020, 1, 1), datetime(2020, 1, 1, 2), timedelta(1)",
+        "import datetime as d\nq, *rest = f()\nq.append(2)\n"
+        "assert list(q) == [1, 2] and rest == [range(3), .5, .5, d.date(2020, 1, 1), d.datetime(2020, 1, 1, 2), d.timedelta(1)]",
+    ),
+    "iterators": (
+        "def f(n):\n    while True: yield n\ndef g(a): return map(str, a)\ndef h(): return {1: 2}.items()",
+        "assert next(f(1)) == 1 and list(g([1])) == ['1'] != g([1]) and list(h()) == [(1, 2)]",
+    ),
+    "exceptions": (
+        "class E(ValueError): pass\nclass W(KeyError):\n    def __str__(self): return 'w'\n"
+        "def f(k): raise [E('a', 1), W(), KeyError('a')][k]",
+        "def g(k):\n    try: f(k)\n    except (ValueError, KeyError) as e: return e\n"
+        "assert g(0).args == ('a', 1) and type(g(0)) is ValueError and g(1).args == ('w',) and g(2).args == ('a',)",
+    ),
+    "a function with a built-in name": ("def max(a): return a", "assert max(3) == 3", "max"),
+    "imports of the context": ("def f(n): return n", "assert math.isclose(f(1), 1)"),
+    "globals nobody asks for": (
+        "A = 10 ** 5000\nB = []\nB.append(B)\nclass C:\n    def __repr__(self): return self.x\nc = C()\nD = [0] * 10 ** 7\n"
+        "def f(n): return n",
+        "D = [1]\nassert f(1) in D and (A, B, c) != (1, 2, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASSERTS)
+def test_asserts_see_what_can_travel(name):
+    program, test, *function = ASSERTS[name]
+    verdict = judge(program, problem("code", [test], [""], fn_name=(function or "f")[0], context="import math"))
+    assert verdict.outcome == Outcome.PASS, verdict.feedback
+
+
+def test_a_program_that_ends_before_its_test_is_said_to():
+    assert "EOFError" in judge("def f(n): return n\ninput()", problem("code", ["assert f(1) == 1"], [""])).feedback
+
+
+def test_an_end_of_iteration_in_the_program_ends_no_loop_of_the_test():
+    tests = problem("code", ["assert all(map(lambda n: f(n) == 2, [1]))"], [""])
+    assert judge("def f(n): raise StopIteration", tests).outcome == Outcome.FAIL
+
+
 # --- when an output is right -----------------------------------------------------------------------------------------
 
 
@@ -191,6 +263,14 @@ def test_asserts_see_values_names_and_exceptions_of_the_program():
         ("nan", "nan", True, True),
         ("nan", "1.0", False, False),
         ("inf", "1.0", False, False),
+        ("10", "0010", False, False),  # texts of digits
+        ("4_2", "42", False, False),
+        ("\u0664\u0662", "42", False, False),
+        (".5", "0.50", True, True),
+        ("1e-05", "0.00001", True, True),
+        ("1e9999999", "0.5", False, False),
+        ("1" * 10**6, "0.5", False, False),
+        ("1 " * 10**6, "1", False, False),
         ("abc-", "abc-def", False, False),  # the published judge cuts what follows the last dash
         ("", "", True, True),
     ],
@@ -211,9 +291,15 @@ def test_other_integers_are_never_the_same(number, more):
     assert not outputs.same_value(number + more, number)
 
 
+NUMBERS = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False)
+NUMBERS = NUMBERS | st.decimals(allow_nan=False) | st.fractions()
+MOMENTS = st.dates() | st.timedeltas() | (st.datetimes() | st.times()).map(lambda moment: moment.replace(fold=0))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.complex_numbers(allow_nan=False),
-    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner),
+    st.none() | NUMBERS | MOMENTS | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner).flatmap(lambda items: st.sampled_from([items, tuple(items), deque(items)]))
+        | st.dictionaries(st.text() | st.integers(), inner)
+    ),
     max_leaves=8,
 )
 
@@ -257,6 +343,28 @@ def test_reward_is_all_or_nothing_and_acc_the_share_passed():
         "tests_passed": 3,
         "tests_total": 4,
     }
+
+
+def test_texts_of_a_verdict_can_be_written():
+    raised = judge("raise ValueError('\\ud800')", problem(public=1))
+    assert raised.feedback.encode() and raised.pred.encode() and "ValueError: ?" in raised.feedback
+
+
+def test_of_a_large_output_only_the_beginning_is_kept():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    verdict = judge("print('x' * (3 << 20) + '\U0001f600')", problem(inputs=["1\n"] * 40, outputs=["2\n"] * 40))
+    assert verdict.outcome == Outcome.FAIL and len(verdict.pred) == code.PRED_CHARACTERS
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # 40 of 12 MB would be 480
+    assert code._tests.cache_parameters()["maxsize"] <= 2  # tests of problems may have as much
+
+
+def test_a_test_that_imports_numpy_runs_where_it_is_imported_already(monkeypatch):
+    asked, sandbox = [], code._sandbox
+    monkeypatch.setattr(code, "_sandbox", lambda numpy, lane: asked.append(numpy) or sandbox(numpy, lane))
+    asserts = problem("code", ["import numpy as np\nassert np.allclose(f(1), 1)"], [""])
+    assert judge("def f(n): return n", asserts).outcome == Outcome.PASS
+    assert judge("print('numpy')").outcome == judge("print(1)", problem(inputs=["numpy"])).outcome == Outcome.FAIL
+    assert asked == [True] * 4 + [False] * 2
 
 
 def test_no_program_is_a_matter_of_format_or_of_length():
@@ -375,6 +483,11 @@ def test_a_host_that_cannot_start_or_dies_is_an_error_and_not_a_verdict(monkeypa
     assert sandbox.run([Job("run", "print(1)")], Limits()).stdout == "1\n"
     sandbox._host.kill()  # started again without a word
     assert sandbox.run([Job("run", "print(2)")], Limits()).stdout == "2\n"
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SandboxError, match="a wall around a program could not be put up: OverflowError"):
+        sandbox.run([Job("run", "print(3)")], Limits(memory=1 << 70))
+    assert sandbox.run([Job("run", "print(4)")], Limits()).stdout == "4\n"
+    assert len(os.listdir("/proc/self/fd")) == before
     sandbox.close()
 
 

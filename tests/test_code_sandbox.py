@@ -15,10 +15,16 @@ from trainer.types import Outcome
 
 SECRET = "the-hidden-tests-say-forty-two"
 SYSTEM_PYTHON = "/usr/bin/python3"
+ASSERTS = """import colorsys
+def check(f):
+    assert isinstance(f(41), int) and abs(f(41) - 42) == 0 and all([f(41) == 42])
+    for value, wanted in zip([f(41)], [42]):
+        assert value == wanted
+    assert f(41) == 42"""
 TESTS = {
     "stdin": {"inputs": ["41\n"], "outputs": ["42\n"]},
     "functional": {"inputs": ["41"], "outputs": ["42"], "fn_name": "f"},
-    "code": {"inputs": ["def check(f):\n    assert f(41) == 42\ncheck(f)"], "outputs": [""], "fn_name": "f"},
+    "code": {"inputs": [f"{ASSERTS}\ncheck(f)"], "outputs": [""], "fn_name": "f"},
 }
 CORPUS = [
     (kind, name, verdict, program)
@@ -103,6 +109,8 @@ def test_hostile_programs(walls, trap, monkeypatch):
         if after.outcome != Outcome.PASS:
             wrong.append(f"{kind}: after {name}: {after}")
     assert not wrong, "\n".join(wrong)
+    family = walls.run([Job("run", PRINTING["memory bomb in children"][1])], Limits(cpu=9, memory=256 << 20))
+    assert family.killed == "memory"
 
 
 MASKED = """#!/bin/sh
@@ -125,7 +133,15 @@ def test_a_container_that_allows_namespaces_but_not_their_proc_falls_back_to_lan
     assert "mount" in sandbox.missing["namespaces"] and sandbox.missing.keys() == {"namespaces", "uid"}
     assert sandbox.weaknesses() == []  # Landlock and seccomp hold back the rest
     bare = Sandbox(layers=())
+    box = bare.run([Job("run", "import os\nprint(os.getcwd())")], Limits()).stdout.strip()
+    for weakness in ("programs can read every file", "use the network", "end processes of this user"):
+        assert weakness in bare.weaknesses()[0]
+    bare._host.kill()
+    bare._host.wait()
+    assert Path(box).exists()
     bare.run([Job("run", "")], Limits())
-    assert "programs can read every file" in bare.weaknesses()[0] and "use the network" in bare.weaknesses()[0]
+    assert not Path(box).exists()  # what a killed host leaves, the next one removes
     bare.close()
+    bare.missing = {"namespaces": "refused", "uid": "not root", "signals": "Landlock 5, 6 is needed"}
+    assert "programs can end processes of this user" in bare.weaknesses()[0]
     sandbox.close()

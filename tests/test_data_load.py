@@ -126,6 +126,22 @@ def test_rows_left_out_are_counted_and_malformed_ones_named(tmp_path, capsys):
     assert "record 1: field 'domain' is missing (it has question)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("Chemistry", {"details": "L3"}),
+        ("open-r1/codeforces", {"examples": 5}),
+        ("open-r1/codeforces", {"contest_start": 1e15}),
+        ("evalplus/mbppplus", {"code": 5}),
+        ("evalplus/mbppplus", {"test_imports": 5}),
+    ],
+)
+def test_values_of_unforeseen_types_name_their_record(tmp_path, name, changed, capsys):
+    raw = write_lines(tmp_path / "raw.jsonl", [ROWS[name], {**ROWS[name], **changed}])
+    assert load("--dataset_name", name, "--local_path", raw) == 2
+    assert "raw.jsonl: record 2: cannot be converted (" in capsys.readouterr().err
+
+
 def test_without_a_network_the_way_out_is_said():
     """As scripts, from another folder than the root."""
     script = ROOT / "data" / "load_dataset.py"
@@ -266,12 +282,14 @@ def test_prepare_all_goes_on_past_a_failure_and_tells_it_at_the_end(shared_data,
     script = ["bash", str(tmp_path / "data" / "prepare_all.sh"), *names]
     result = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 1, result.stderr
-    assert "not made: amc23 tooluse\n" in result.stderr and "bash data/prepare_all.sh amc23 tooluse" in result.stderr
+    assert "not made: amc23\n" in result.stderr and f"only: RAW_DATA={raw} bash data/prepare_all.sh amc23\n" in result.stderr
+    assert not (tmp_path / "datasets" / "amc23").exists()
     assert "math-ai/amc23 cannot be read from the hub" in result.stderr
     rows = {p.relative_to(tmp_path / "datasets").as_posix(): len(pq.read_table(p)) for p in tmp_path.glob("datasets/**/*.parquet")}
     assert rows == {
         "sciknoweval/biology/train.parquet": 18,
         "sciknoweval/biology/test.parquet": 2,
+        "tooluse/test.parquet": 68,  # the raw folder has no train file
         "math/train.parquet": 2,
         "math/test.parquet": 5,
         "lcb_v6/train.parquet": 6,

@@ -1,6 +1,7 @@
 """Files of rows: the formats, any layout of an array, errors that name file and line, output whole or not at all."""
 
 import json
+import signal
 from contextlib import suppress
 
 import pyarrow as pa
@@ -67,6 +68,11 @@ def test_parquet_and_csv(tmp_path):
         ("a.json", b'[{"a":\n\n 1},\n {oops}]', r"a\.json: line 4 is not JSON"),
         ("a.json", b'[{"a": 1},\n {"a": 2}\n', r"a\.json: line 3 ends within the array"),
         ("a.json", b'[{"a": 1}, {"a":', r"a\.json: line 1 is not JSON"),
+        ("a.json", b'[{"a": 1}]\n[{"a": 2}]', r"a\.json: line 2 has '\[' after the array's end"),
+        ("a.json", b'[{"a": 1}]rubbish', r"a\.json: line 1 has 'r' after the array's end"),
+        ("a.json", b'[{"a": 1}\n {"a": 2}]', r"a\.json: line 2 has '\{' where a comma or the array's end is needed"),
+        ("a.json", b'[{"a": 1},\n, {"a": 2}]', r"a\.json: line 2 is not JSON"),
+        ("a.json", b'[{"a": 1},]', r"a\.json: line 1 is not JSON"),
         ("l.jsonl", b'{"a": 1}\n\n{"a": \n', r"l\.jsonl: line 3 is not JSON"),
         ("l.jsonl", b'{"a": "\xff"}', r"l\.jsonl is not UTF-8"),
         ("t.parquet", b"PAR1 and nothing more", r"t\.parquet cannot be read as Parquet"),
@@ -114,15 +120,21 @@ def test_the_files_of_a_split_in_a_folder_as_on_the_hub(tmp_path):
     (tmp_path / "empty" / "test.json").touch()
     with pytest.raises(RecordError, match=r"empty holds no data file of train"):  # never the test set to train on
         data_files(tmp_path / "empty", "train")
+    assert data_files(tmp_path / "empty", "train", only=True) == [tmp_path / "empty" / "test.json"]  # there is but one split
 
 
 def test_files_that_belong_together_come_together(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     (tmp_path / "a").write_text("old")
     with suppress(RuntimeError), whole(tmp_path / "a", tmp_path / "b") as (a, b):
         a.write_text("new")
         b.write_text("new")
         raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
+    with suppress(SystemExit), whole(tmp_path / "new" / "deep" / "a") as (a,):
+        a.write_text("new")
+        signal.raise_signal(signal.SIGTERM)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and signal.getsignal(signal.SIGTERM) == before
     with whole(tmp_path / "a", tmp_path / "b") as (a, b):
         a.write_text("new")
         b.write_text("new")
@@ -138,6 +150,10 @@ def test_files_that_belong_together_come_together(tmp_path):
         ({"testtype": "assert"}, "field 'tests.testtype' is 'assert'; it must be one of stdin"),
         ({"public": 3}, "field 'tests.public' is 3, not a count of the 2 tests"),
         ({"public": True}, "field 'tests.public' is True"),
+        ({"testtype": "functional", "fn_name": ""}, "field 'tests.fn_name' is ''; functional tests need"),
+        ({"time_limit": "x"}, "field 'tests.time_limit' is 'x', neither seconds nor null"),
+        ({"inputs": ["1", 1]}, "field 'tests.inputs' holds 1, where text is needed"),
+        ({"outputs": [None, "1"]}, "field 'tests.outputs' holds None"),
     ],
 )
 def test_tests_are_checked_by_field(changed, message):

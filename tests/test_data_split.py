@@ -47,6 +47,14 @@ def test_a_split_with_an_empty_side_is_refused(tmp_path, ratio, message, capsys)
     assert message in capsys.readouterr().err and not list((tmp_path / "out").glob("*"))
 
 
+def test_a_split_that_would_leave_nothing_to_train_on_is_refused(tmp_path, capsys):
+    write_array([{"prompt": "p", "idx": i} for i in range(3)], tmp_path / "all.json")
+    assert (
+        split_tasks.main(["--json_path", str(tmp_path / "all.json"), "--output_dir", str(tmp_path / "out"), "--separate_duplicates"]) == 2
+    )
+    assert "--separate_duplicates: every prompt" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def code_records(dates, tests=4):
     private = packed([{"input": str(i), "output": str(i), "testtype": "stdin"} for i in range(tests - 1)])
     rows = [livecodebench(i, f"{date}T00:00:00", private_test_cases=private) for i, date in enumerate(dates)]
@@ -125,8 +133,14 @@ def test_what_held_out_needs(tmp_path, capsys):
     assert run(tmp_path, records, "--held_out", "--test_from", "2024-01-01")[0] == 2
     assert "0 problems are earlier and 2 are not" in capsys.readouterr().err
     assert run(tmp_path, [records[0], {**records[1], "contest_date": None}], "--held_out")[0] == 2
-    assert "all.json: record 2: field 'contest_date' is None" in capsys.readouterr().err
+    assert "all.json: record 2, line 3: field 'contest_date' is None" in capsys.readouterr().err
+    assert run(tmp_path, [records[0], {**records[1], "contest_date": "2024-9-15"}], "--held_out")[0] == 2
+    assert "record 2, line 3: field 'contest_date' is '2024-9-15', not a date YYYY-MM-DD" in capsys.readouterr().err
+    for date in ("2024-9-15", "April", "20240915"):
+        with pytest.raises(SystemExit, match="2"):
+            run(tmp_path, records, "--held_out", "--test_from", date)
+        assert f"'{date}'" in capsys.readouterr().err
     assert run(tmp_path, [{**records[0], "tests": "{}"}])[0] == 2
-    assert "all.json: record 1: field 'tests.inputs' is None" in capsys.readouterr().err
+    assert "all.json: record 1, line 2: field 'tests.inputs' is None" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*"))
     assert json.loads((tmp_path / "all.json").read_text())  # the input is untouched

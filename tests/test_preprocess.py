@@ -11,7 +11,7 @@ import pytest
 
 from data import preprocess
 from data.preprocess import SCHEMA, RecordError, convert, to_row
-from data.records import dump_tests
+from data.records import Skip, dump_tests
 from tests.raw_rows import ROWS
 from tests.tools import ROOT
 from trainer.dataset import load_prompts
@@ -149,10 +149,23 @@ def test_what_is_left_out_is_counted_and_an_unknown_source_is_noted(tmp_path, ca
     assert len(pq.read_table(tmp_path / "train.parquet")) == 2  # what was there stays
 
 
+@pytest.mark.parametrize(
+    ("source", "answer"),
+    [
+        *[("sciknoweval", answer) for answer in ("BB", ["B"], "Z")],
+        *[("tooluse", answer) for answer in ("nope", '[{"Action": 1, "Action_Input": "{}"}]')],
+        *[("math500", answer) for answer in ("\\frac{1}{", "\\mathbb{Z}/2\\mathbb{Z}", "A \\cap B")],
+    ],
+)
+def test_a_gold_answer_that_its_verifier_cannot_read_is_left_out(source, answer):
+    with pytest.raises(Skip, match=f"a gold answer that the verifier of {source} cannot read"):
+        to_row({**RECORD, "dataset": source, "answer": answer}, "train", "here")
+
+
 def test_both_splits_or_none(tmp_path, capsys):
     write(tmp_path / "train.json", json.dumps([RECORD]))
     write(tmp_path / "test.json", json.dumps([RECORD, {**RECORD, "prompt": ""}]))
-    assert run(tmp_path) == 2 and "test.json: record 2: field 'prompt'" in capsys.readouterr().err
+    assert run(tmp_path) == 2 and "test.json: record 2, line 1: field 'prompt'" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test.json", "train.json"]
 
 
@@ -220,18 +233,24 @@ def test_a_hundred_thousand_rows_take_no_more_memory_than_a_few(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps([RECORD, {**RECORD, "prompt": " "}]), r"train\.json: record 2: field 'prompt' is missing or empty"),
+        (json.dumps([RECORD, {**RECORD, "prompt": " "}]), r"train\.json: record 2, line 1: field 'prompt' is missing or empty"),
         (json.dumps(RECORD) + "\n{oops\n", r"train\.json: line 2 is not JSON"),
         ("[{,]", r"train\.json: line 1 is not JSON"),
-        (json.dumps([{**RECORD, "answer": "-"}]), r"train\.json: record 1: field 'answer' is missing, so nothing could be verified"),
-        (json.dumps([{**RECORD, "kind": "code"}]), r"train\.json: record 1: field 'tests' is missing"),
-        (json.dumps([RECORD, "text"]), r"train\.json: record 2 is not an object"),
+        (
+            json.dumps([{**RECORD, "answer": "-"}]),
+            r"train\.json: record 1, line 1: field 'answer' is missing, so nothing could be verified",
+        ),
+        (json.dumps([{**RECORD, "kind": "code"}]), r"train\.json: record 1, line 1: field 'tests' is missing"),
+        (json.dumps([RECORD, "text"]), r"train\.json: record 2, line 1 is not an object"),
         ("", r"train\.json holds no record"),
         ("[]", r"train\.json holds no record"),
-        (json.dumps([{**RECORD, "answer": " "}]), r"record 1: field 'answer' is missing"),
-        (json.dumps([{**RECORD, "elo": float("nan")}]), r"record 1: field 'elo' is nan, not a number"),
-        (json.dumps([{**RECORD, "achievement_prior": "x"}]), r"record 1: field 'achievement_prior' is 'x', not a number"),
-        (json.dumps([{**RECORD, "system": {"a": 1}}]), r"record 1: field 'system' is .*neither text nor null"),
+        (json.dumps([{**RECORD, "answer": " "}]), r"record 1, line 1: field 'answer' is missing"),
+        (json.dumps([{**RECORD, "elo": float("nan")}]), r"record 1, line 1: field 'elo' is nan, not a number"),
+        (json.dumps([{**RECORD, "achievement_prior": "x"}]), r"record 1, line 1: field 'achievement_prior' is 'x', not a number"),
+        (json.dumps([{**RECORD, "elo": 10**30}]), r"record 1, line 1: field 'elo' is 1000.*, not a number below 2\^53"),
+        (json.dumps([{**RECORD, "description": ["a"]}]), r"record 1, line 1: field 'description' is \['a'\], neither text nor null"),
+        ("[\n" + json.dumps({**RECORD, "prompt": "\ud800"}) + "]", r"record 1, line 2: field 'prompt' holds half a surrogate pair"),
+        (json.dumps([{**RECORD, "system": {"a": 1}}]), r"record 1, line 1: field 'system' is .*neither text nor null"),
     ],
     ids=[
         "empty prompt",
@@ -245,6 +264,9 @@ def test_a_hundred_thousand_rows_take_no_more_memory_than_a_few(tmp_path):
         "blank answer",
         "nan",
         "text for a number",
+        "number beyond floats",
+        "list for text",
+        "surrogate",
         "object for text",
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trainer.rewards import latex, verify
 from trainer.rewards.boxed import last_boxed
+from trainer.rewards.math import check_gold
 from trainer.rewards.pool import VerifierPool
 from trainer.types import Outcome
 
@@ -38,6 +39,9 @@ EQUAL = [
     (r"\frac32", r"1\frac{1}{2}"),
     (r"\frac32", "1 1/2"),
     (r"\frac13", r"0.\overline{3}"),
+    (r"\frac13", r"0.\bar{3}"),
+    *[("5", way) for way in (r"\textcolor{red}{5}", r"\[5\]", r"5\\", "=5", r"\textbf{5}", "{5}")],
+    ("18", r"\text{18 eggs}"),
     (r"2.5\times10^6", "2500000"),
     ("1e-3", "0.001"),
     ("10^{-3}", "0.001"),
@@ -45,6 +49,11 @@ EQUAL = [
     ("120", "5!"),
     (r"\binom{5}{2}", "10"),
     (r"\sqrt{2}", "1.4142135623730951"),
+    (r"\pi", "3.14159265358979"),
+    ("2^{100}-1", "1267650600228229401496703205375"),
+    ("2^{80}-1", "(2^{40}-1)(2^{40}+1)"),
+    ("100!", r"100\cdot 99!"),
+    (r"(2+\sqrt{3})^{40}+(2-\sqrt3)^{40}", r"2\cdot\frac{(2+\sqrt{3})^{40}+(2-\sqrt3)^{40}}{2}"),
     # percent, degrees, units
     (r"50\%", "50"),
     ("50", r"50\%"),
@@ -59,7 +68,30 @@ EQUAL = [
     ("60", r"60 \frac{\text{km}}{\text{h}}"),
     ("5000000", "5 million"),
     (r"5:30 \text{ p.m.}", "5:30 pm"),
+    (r"12\text{ mph}", r"12\text{ miles per hour}"),
+    (r"12\text{ ft}^2", "12 square feet"),
+    (r"9.8\text{ m/s}^2", r"9.8\frac{\text{m}}{\text{s}^2}"),
+    (r"20^\circ\text{C}", "20"),
+    ("60", "5 dozen"),
     # expressions
+    *[
+        pair
+        for spaced, tight in (
+            ("2x + 3", "2x+3"),
+            ("6 + 9i", "6+9i"),
+            ("x^3 + 3x - 6", "x^3+3x-6"),
+            ("x^2 + 2x + 1", "(x+1)^2"),
+            ("(x + 3)(x - 3)", "x^2-9"),
+            (r"\frac{\sqrt{5} + 1}{2}", r"\frac{1+\sqrt5}{2}"),
+            ("5 + 10", "15"),
+            ("y = 2x + 3", "y=2x+3"),
+            ("(1, 2 + 3)", "(1,5)"),
+            ("( +5, 1)", "(5,1)"),
+            (r"\{ +1, -1 \}", r"\{-1,1\}"),
+        )
+        for pair in ((spaced, tight), (tight, spaced))
+    ],
+    ("e^{e}", "e^e"),
     (r"3\pi", "3π"),
     (r"\frac{\pi}{2}", r"\frac\pi2"),
     (r"2\sqrt2", "2sqrt(2)"),
@@ -76,6 +108,7 @@ EQUAL = [
     ("x=5", "5"),
     ("5", "x = 2+3 = 5"),
     ("5", "2+3=5"),
+    ("5", "5=x"),
     ("y=2x+3", "3+2x"),
     ("f(x)=x+1", "x+1"),
     ("x^2+y^2=1", "y^2+x^2=1"),
@@ -96,6 +129,11 @@ EQUAL = [
     (r"(0,\infty)", r"(0,+\infty)"),
     (r"\{1,2\}", r"\{2,1\}"),
     (r"\{1,2\}", "1,2"),
+    (r"\emptyset", r"\left\{\,\right\}"),
+    ("(1,2)", "x=1,y=2"),
+    ("2,3", r"x=2\text{ and }x=3"),
+    (r"x=\pm2", r"x=2\text{ or }x=-2"),
+    (r"(-\infty,2)\cup(3,\infty)", r"x<2\text{ or }x>3"),
     ("1,2", "2, 1"),
     ("1, 2", r"1 \text{ and } 2"),
     ("1,2", "1 or 2"),
@@ -137,14 +175,45 @@ DIFFERENT = [
     (r"\pi", "3.14159"),
     (r"\frac12", r"\frac21"),
     ("10^{20}", "100000000000000000001"),
+    ("5", "3=5"),
+    ("5", r"\pi=5"),
+    ("2^{100}-1", "2^{100}"),
+    ("10^{12}+1", "10^{12}+2"),
+    ("3^{26}", "3^{26}+1"),
+    ("100!", "100!+1"),
+    (r"\binom{100}{50}", r"\binom{100}{50}-2"),
+    (r"\frac{2^{2023}-1}{3}", r"\frac{2^{2023}+1}{3}"),
+    (r"1-\frac{1}{2^{200}}", "1"),
+    (r"\sqrt2+10^{-13}", r"\sqrt2"),
+    (r"2^{2024}\sqrt2", r"2^{2024}\sqrt2+1"),
+    ("e^{-100}", "e^{-101}"),
+    ("2^{100}-1", r"1.0\cdot 2^{100}"),
+    (r"\frac{x}{3}", "0.333333333333333x"),
+    ("x+10^{20}", "x+10^{20}+1"),
     # percent and units
     (r"50\%", "5"),
     (r"50\%", r"500\%"),
     (r"5\text{ cm}", r"5\text{ m}"),
     ("5 cm", "5 inches"),
+    (r"12\text{ cm}^2", r"12\text{ cm}^3"),
+    (r"12\text{ cm}^2", "12 cm"),
+    (r"5\text{ m/s}", r"5\text{ m/h}"),
+    (r"5\text{ kW}", r"5\text{ W}"),
+    (r"20^\circ\text{C}", "20°F"),
+    *[("5", f"5 {other}") for other in ("half", "halves", "minus", "less than x", r"\text{ tenths}", r"\text{ dozen}", r"\text{ squared}")],
+    *[("5", rf"5\text{{ {other}}}") for other in ("factorial", "or more", "below zero")],
     (r"5:30 \text{ p.m.}", "5:30 a.m."),
     ("5000000", "5"),
     # expressions
+    ("x^2", "x^2 + 1"),
+    (r"\sqrt{2}", r"\sqrt{2} + 1"),
+    ("n", "n + 1"),
+    ("6x", "2x + 3"),
+    ("12", "1 + 2"),
+    ("6i", "2 + 3i"),
+    ("2n^2", "(n + 1)(n + 2)"),
+    (r"\frac{n}{2}", r"\frac{n + 1}{2}"),
+    ("y=6x", "y = 2x + 3"),
     ("3", r"3\pi"),
     ("3", "3x"),
     ("3", "3 ab"),
@@ -178,6 +247,8 @@ DIFFERENT = [
     ("1,2", "1"),
     ("1,2", "1,3"),
     ("1,2", "1,2,3"),
+    ("(1,2)", "x=2,y=1"),
+    (r"(-\infty,2)\cup(3,\infty)", r"x<2\text{ and }x>3"),
     ("18", "17 or 18"),
     (r"\pm2", "2"),
     ("2", r"\pm 2"),
@@ -192,6 +263,7 @@ DIFFERENT = [
     (r"\text{Evelyn}", "nylevE"),
     (r"\text{even}", "odd"),
     (r"\text{Yes}", "No"),
+    (r"\text{12 March}", r"\text{12 April}"),
     ("B", "(A)"),
     ("1010_2", "10"),
     ("1010_2", "1010_3"),
@@ -199,6 +271,7 @@ DIFFERENT = [
     # not to be read at all
     ("5", "?"),
     ("5", "x+"),
+    (r"A \cap B", "7"),  # no parser reads this gold answer, but a number it is not
     ("5", r"\frac{1}{0}"),
 ]
 HEAVY = [
@@ -261,6 +334,9 @@ def test_what_would_run_away_is_judged_at_once(answer):
         (r"\boxed{42} and \boxed{", Outcome.FORMAT),  # the response was about to say something else
         (r"\boxed{}", Outcome.FORMAT),
         (r"\boxed 42", Outcome.FORMAT),
+        (r"<think>\boxed{7}</think> \boxed{42}", Outcome.PASS),
+        (r"<think>So \boxed{42}</think> It is 42.", Outcome.FORMAT),
+        (r"<think>So \boxed{42}", Outcome.FORMAT),
         ("", Outcome.FORMAT),
     ],
 )
@@ -288,6 +364,25 @@ def test_votes_are_the_same_for_the_same_number():
 def test_a_gold_answer_that_cannot_be_read_is_named(gold):
     with pytest.raises(ValueError, match=r"ground_truth.*mend the row"):
         verify("math", r"\boxed{\pi+x}", gold)
+    with pytest.raises(ValueError, match=r"ground_truth.*mend the row"):
+        check_gold(gold)
+
+
+def test_gold_answers_that_no_other_spelling_meets_are_told_apart():
+    for gold in {gold for gold, _ in [*EQUAL, *DIFFERENT]} - {r"A \cap B"}:
+        check_gold(gold)
+    for gold in (
+        r"A \cap B",
+        r"\mathbb{Z}/2\mathbb{Z}",
+        r"\aleph_0",
+        r"\det(A)",
+        r"\gamma",
+        r"\operatorname{lcm}(a,b)",
+        r"a \mid b",
+        r"(1, \frac{1})",
+    ):
+        with pytest.raises(ValueError, match="ground_truth"):
+            check_gold(gold)
 
 
 @pytest.mark.parametrize(

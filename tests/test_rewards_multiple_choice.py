@@ -16,6 +16,9 @@ TAGGED = [
     ("<answer>B</answer> no: <answer>A</answer>", Outcome.FAIL, "A"),
     ("<answer>B</answer> then <answer>Both</answer>", Outcome.PASS, "B"),  # the last well-formed one
     ("<answer>B</answer> and a summary after it", Outcome.PASS, "B"),
+    ("<think>Is it <answer>A</answer>?</think><answer>B</answer>", Outcome.PASS, "B"),
+    ("<think>So <answer>B</answer>.</think> It is B.", Outcome.FORMAT, ""),
+    ("<think>So <answer>B</answer>", Outcome.FORMAT, ""),
     ("<answer>B", Outcome.FORMAT, ""),
     ("B", Outcome.FORMAT, ""),
     ("The answer is B.", Outcome.FORMAT, ""),
@@ -29,6 +32,13 @@ BOXED = [
     (r"\boxed{B.}", Outcome.PASS, "B"),
     (r"\boxed{\text{B}}", Outcome.PASS, "B"),
     (r"\boxed{\textbf{(B)}}", Outcome.PASS, "B"),
+    (r"\boxed{{B}}", Outcome.PASS, "B"),
+    (r"\boxed{$B$}", Outcome.PASS, "B"),
+    (r"\boxed{\rm B}", Outcome.PASS, "B"),
+    (r"\boxed{\textsf{B}}", Outcome.PASS, "B"),
+    (r"<think>\boxed{A}</think> \boxed{B}", Outcome.PASS, "B"),
+    (r"<think>\boxed{B}", Outcome.FORMAT, ""),
+    (r"\boxed{\alpha}", Outcome.FORMAT, ""),
     (r"$\boxed{\mathrm{B}}$ and words after it", Outcome.PASS, "B"),
     (r"\boxed{A} no: \boxed{B}", Outcome.PASS, "B"),
     (r"\boxed{B} no: \boxed{A}", Outcome.FAIL, "A"),
@@ -53,6 +63,13 @@ PHRASE = [
     ("the answer is option (B)", Outcome.PASS, "B"),
     (r"The answer is $\boxed{B}$", Outcome.PASS, "B"),
     ("The answer is (B) because of it", Outcome.PASS, "B"),
+    *[
+        (f"The answer is {way}.", Outcome.PASS, "B")
+        for way in ('"B"', "`B`", r"\text{B}", "(**B**)", "**(B)**", "[B]", r"\boxed{\text{B}}")
+    ],
+    ("The answer is (B). In answer: A", Outcome.PASS, "B"),
+    ("<think>The answer is (A).</think>The answer is (B).", Outcome.PASS, "B"),
+    ("<think>The answer is (B).", Outcome.FORMAT, ""),
     ("The answer is (A). Wait, the answer is (B).", Outcome.PASS, "B"),
     ("The answer is (B). Wait, the answer is (A).", Outcome.FAIL, "A"),
     ("The answer is (B). My answer is final.", Outcome.PASS, "B"),  # the last well-formed one
@@ -83,7 +100,7 @@ def test_feedback_depends_on_no_gold_letter(source):
         assert len({verify(source, response, gold).feedback for gold in "ABC"}) == 1
 
 
-@pytest.mark.parametrize("gold", ["", "AB", "7", "-"])
+@pytest.mark.parametrize("gold", ["", "AB", "7", "-", "Z"])
 def test_a_gold_answer_that_is_no_letter_is_named(gold):
     for source in FORMATS:
         with pytest.raises(ValueError, match=f"ground_truth='{gold}'"):

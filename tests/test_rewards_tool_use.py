@@ -64,6 +64,10 @@ def test_what_is_read_as_the_call(response):
         ("Action: listAll\nAction Input: {}}", EMPTY, Outcome.FORMAT, "not one JSON object"),
         ("Action: listAll\nAction Input: []", EMPTY, Outcome.FORMAT, "not one JSON object"),
         ("Action: getFacts\nAction Input: {'topic': 'habitat', 'limit': 3}", ONE, Outcome.FORMAT, "not one JSON object"),
+        (f"Action: getFacts\nAction Input: {RIGHT}\nAction Input: {{}}", ONE, Outcome.FORMAT, "not one JSON object"),
+        (f"Action: getFacts\nAction Input: {RIGHT}\n{{}}", ONE, Outcome.FORMAT, "not one JSON object"),
+        ('Action: getFacts\nAction Input: {"topic": "x", "topic": "habitat", "limit": 3}', ONE, Outcome.FORMAT, "not one JSON object"),
+        (f"Action: getFacts\nAction Input: {RIGHT}\nAction: None", ONE, Outcome.FORMAT, "Too many tool calls: 2."),
         ('Action: getFacts\nAction Input: {"topic": "habitat"}', ONE, Outcome.FAIL, "1 argument is missing"),
         ("Action: getFacts\nAction Input: {}", ONE, Outcome.FAIL, "2 arguments are missing"),
         ('Action: getFacts\nAction Input: {"topic": "Habitat", "limit": 3}', ONE, Outcome.FAIL, '"topic" has not the right value'),
@@ -117,7 +121,33 @@ def test_lenient_arguments(arguments, same):
 
 
 @pytest.mark.parametrize(
-    "gold", ["", "[]", "{}", "-", '[{"Action": "f"}]', '[{"Action": "f", "Action_Input": "{"}]', '[{"Action": "f", "Action_Input": "[]"}]']
+    ("one", "other", "same"),
+    [
+        ("12345678901234567891", "12345678901234567892", False),
+        ("1e999", "2e999", False),
+        ("007", 7, False),
+        ("1_0", 10, False),
+        ("-1.50", -1.5, True),
+        (True, "1", False),
+    ],
+)
+def test_lenient_numbers(one, other, same):
+    response, gold = written([("f", json.dumps({"n": one}))]), gold_of(("f", {"n": other}))
+    assert (judged(response, gold, tool_calls="lenient").outcome == Outcome.PASS) == same
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "",
+        "[]",
+        "{}",
+        "-",
+        '[{"Action": "f"}]',
+        '[{"Action": "f", "Action_Input": "{"}]',
+        '[{"Action": "f", "Action_Input": "[]"}]',
+        '[{"Action": "f", "Action_Input": "{\\"a\\": 1, \\"a\\": 2}"}]',
+    ],
 )
 def test_gold_calls_that_cannot_be_read_are_named(gold):
     with pytest.raises(ValueError, match=r"ground_truth=.*mend the row"):

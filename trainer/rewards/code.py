@@ -5,12 +5,14 @@
 first tests the statement shows). The reward is 1 when every test passes, `acc` the share that does.
 """
 
+import ast
 import atexit
 import functools
 import json
 import re
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,14 +22,15 @@ from typing import Any
 from trainer.rewards import code_feedback
 from trainer.rewards.outputs import same_output, same_value
 from trainer.rewards.sandbox import Job, Limits, Result, Sandbox, wire
+from trainer.rewards.thinking import after_thinking
 from trainer.types import Outcome, Verdict
 
 MAX_TIMEOUTS = 3  # tests after so many timed-out ones are not run and count as not passed
 LANES = 2  # tests of one response that run side by side, each in a sandbox of its own
 PRED_CHARACTERS = 5000
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$")
+_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$")
 _INLINE = re.compile(r"```(?:python|py)[ \t]+([^\n`]+)```")
-_PYTHON = re.compile(r"\W*(python|py)[\W\d]*", re.IGNORECASE)
+_PYTHON = re.compile(r"\W*(python|py)([\W\d]\S*)?", re.IGNORECASE)
 
 
 class UndecidedError(Exception):
@@ -108,8 +111,8 @@ def _verify(response: str, ground_truth: str, extra_info: Mapping[str, Any], *, 
         outcome,
         reward=float(passed == count),
         acc=passed / count,
-        pred=str([run.actual for run in runs])[-PRED_CHARACTERS:],
-        feedback=code_feedback.feedback(tests, runs, show_all=extra_info.get("feedback_tests") == "all"),
+        pred=_writable(str([run.actual for run in runs])[-PRED_CHARACTERS:]),
+        feedback=_writable(code_feedback.feedback(tests, runs, show_all=extra_info.get("feedback_tests") == "all")),
         details={
             "error_in_test_cases": int(bool(failed & {"error", "memory"})),
             "timed_out": int("time" in failed),
@@ -119,28 +122,55 @@ def _verify(response: str, ground_truth: str, extra_info: Mapping[str, Any], *, 
     )
 
 
+def _writable(text: str) -> str:
+    """Return a text that any file takes: a program can raise half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def extract(response: str) -> str | None:
     """Return the program of a response: the last closed block marked as Python, else the last one with no mark.
 
-    The published scorer takes the longest block of any kind, so that a long sample output beats the program.
+    Of several, the last that is Python at all: usage is often shown after the program. The published scorer takes the
+    longest block of any kind, so that a long sample output beats the program.
     """
-    marked, plain, opened = None, None, None
-    for line in response.splitlines():
+    response = after_thinking(response)
+    blocks = [*reversed(_blocks(response, glued=False)), *reversed(_blocks(response, glued=True))]
+    marked = [body for mark, body in blocks if _PYTHON.fullmatch(mark)]
+    found = marked or _INLINE.findall(response)[::-1] or [body for mark, body in blocks if not mark]
+    if len(set(found)) > 1:
+        found = [body for body in found if _is_python(body)] or found
+    return found[0] if found and found[0].strip() else None
+
+
+def _blocks(response: str, *, glued: bool) -> list[tuple[str, str]]:
+    """Return mark and body of every closed block. glued: a fence may also close at the end of the code's last line."""
+    blocks, opened = [], None
+    for line in re.split(r"\r?\n", response):  # and at nothing else that `splitlines` knows: a literal may hold it
         fence = _FENCE.match(line)
-        if opened is None and fence:
-            opened = (fence[1], fence[2], [])
-        elif opened is not None and fence and fence[1].startswith(opened[0]) and not fence[2]:
-            body = "\n".join(opened[2])
-            if _PYTHON.fullmatch(opened[1]):
-                marked = body
-            elif not opened[1]:
-                plain = body
+        if fence and (opened is None or (fence[3] and not opened[2] and fence[2].startswith(opened[1]))):
+            opened = (*fence.groups(), [])  # a mark only stands where a block begins, so what was open was a stray fence
+            continue
+        if opened is None:
+            continue
+        indent, ticks, mark, body = opened
+        closes = fence is not None and fence[2].startswith(ticks) and not fence[3]
+        ends = glued and line.rstrip().endswith(ticks)
+        if not closes:
+            code = line[: len(indent)].lstrip(" \t") + line[len(indent) :]  # a block in a list is indented as a whole
+            body.append(code.rstrip().rstrip(ticks[0]) if ends else code)
+        if closes or ends:
+            blocks.append((mark, "\n".join(body)))
             opened = None
-        elif opened is not None:
-            opened[2].append(line)
-    inline = _INLINE.findall(response)
-    found = marked if marked is not None else inline[-1] if inline else plain
-    return found if found and found.strip() else None
+    return blocks
+
+
+def _is_python(text: str) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last: nested too deep for the parser
+        return False
+    return bool(text.strip())
 
 
 def _run_tests(tests: Tests, source: str, extra_info: Mapping[str, Any], tolerant: bool) -> list[TestRun]:
@@ -148,7 +178,8 @@ def _run_tests(tests: Tests, source: str, extra_info: Mapping[str, Any], toleran
     limits = Limits(cpu=tests.seconds, memory=int(extra_info.get("code_memory", 1024)) << 20)
     deadline = time.monotonic() + float(extra_info.get("code_timeout", 300.0))
     run = functools.partial(_RUNNERS[tests.kind], source, tests, limits, tolerant)
-    sandboxes = [_sandbox("numpy" in source, lane) for lane in range(LANES)]
+    texts = [source, tests.context, *(map(str, tests.inputs) if tests.kind == "code" else [])]  # what may import numpy
+    sandboxes = [_sandbox(any("numpy" in text for text in texts), lane) for lane in range(LANES)]
     runs: list[TestRun] = []
     for pairs in _batches(zip(tests.inputs, tests.outputs, strict=True)):
         if runs and time.monotonic() > deadline:
@@ -168,12 +199,20 @@ def _batches(pairs: Iterator[tuple[Any, Any]]) -> Iterator[tuple[tuple[Any, Any]
 
 
 def _stdin(source: str, tests: Tests, limits: Limits, tolerant: bool, sandbox: Sandbox, given: Any, expected: Any) -> TestRun:
-    result = sandbox.run([Job("run", source, given if isinstance(given, str) else json.dumps(given), context=tests.context)], limits)
+    text = given if isinstance(given, str) else json.dumps(given)
+    # Where numbers must be equal it is LiveCodeBench's judge, who imports before the program what its statements count on.
+    result = sandbox.run([Job("run", source, text, context=tests.context, site=not tolerant)], limits)
     failure = _failure(result)
     if failure is not None:
         return failure
     right = same_output(result.stdout, expected if isinstance(expected, str) else json.dumps(expected), tolerant=tolerant)
-    return TestRun("pass" if right else "wrong", result.stdout.strip())
+    return TestRun("pass" if right else "wrong", _beginning(result.stdout))
+
+
+def _beginning(text: str) -> str:
+    """Return what is kept of an output: megabytes a test would soon be the memory."""
+    text = text.strip()
+    return text if len(text) <= PRED_CHARACTERS else text[:PRED_CHARACTERS] + "..."
 
 
 def _functional(source: str, tests: Tests, limits: Limits, tolerant: bool, sandbox: Sandbox, given: Any, expected: Any) -> TestRun:
@@ -182,20 +221,22 @@ def _functional(source: str, tests: Tests, limits: Limits, tolerant: bool, sandb
     failure = _failure(result)
     if failure is not None:
         return failure
+    wanted = _json(expected)
     try:
         value = wire.loads(json.dumps(result.report["value"]))
-    except (KeyError, ValueError, TypeError, RecursionError):  # it ended before its function returned, or wrote nonsense
+        return TestRun("pass" if same_value(value, wanted) else "wrong", _beginning(repr(value)))
+    except Exception:  # noqa: BLE001  it ended before its function returned, or wrote nonsense, which may raise anything
         return TestRun("error", error={"type": "RuntimeError", "message": "the program ended before its function returned"})
-    return TestRun("pass" if same_value(value, _json(expected)) else "wrong", repr(value))
 
 
 def _assertions(source: str, tests: Tests, limits: Limits, tolerant: bool, sandbox: Sandbox, given: Any, expected: Any) -> TestRun:
-    result = sandbox.run([Job("check", str(given)), Job("serve", source, context=tests.context)], limits)
+    test, program = Job("check", str(given), function=tests.function, context=tests.context), Job("serve", source, context=tests.context)
+    result = sandbox.run([test, program], limits)
     if result.exit_code == 0 and result.report.get("ok") is True:
         return TestRun("pass")
-    error = result.report.get("error") or {}
+    error = _error(result.report) or {}
     if error.get("type") == "ProgramError":  # the program's own end says more than that it was missed
-        own = result.reports[1].get("error")
+        own = _error(result.reports[1])
         return TestRun("error", error=own or {"type": "RuntimeError", "message": "the program ended before its test did"})
     if error and (error.get("type") == "AssertionError" or not (error.get("frames") or error.get("type") == "NameError")):
         return TestRun("wrong")
@@ -205,10 +246,15 @@ def _assertions(source: str, tests: Tests, limits: Limits, tolerant: bool, sandb
 _RUNNERS: dict[str, Callable[..., TestRun]] = {"stdin": _stdin, "functional": _functional, "code": _assertions}
 
 
+def _error(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the error of a report; a program may have written anything there."""
+    error = report.get("error")
+    return error if isinstance(error, dict) else None
+
+
 def _failure(result: Result) -> TestRun | None:
     """Return why a program did not come to its end, None if it did."""
-    error = result.report.get("error")
-    error = error if isinstance(error, dict) else {}
+    error = _error(result.report) or {}
     if result.killed == "time" or (result.signal == signal.SIGKILL and result.cpu >= 1):  # the second: by its own CPU limit
         return TestRun("time")
     if result.killed == "memory":
@@ -251,7 +297,7 @@ def _json(expected: Any) -> Any:
         return expected
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=2)  # the rollouts of a prompt come together, and tests may have tens of megabytes
 def _tests(text: str) -> Tests:
     return Tests.parse(text)
 

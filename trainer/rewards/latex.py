@@ -23,19 +23,23 @@ _BIG = 1500  # characters: what is longer is compared as text only
 _SIGNS = str.maketrans(
     {
         "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "±": r"\pm ",
-        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "²": "^2", "³": "^3", "°": "",
+        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "²": "^2", "³": "^3", "°": r"^\circ ",
         "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "√": r"\sqrt ", "€": "", "£": "", "¥": "", "$": "", "\u00a0": " ",
     }
 )  # fmt: skip
 
+_DEGREE = r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\degree(?![a-zA-Z])"
 _REWRITES: Sequence[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"(?<=\d)\s*(?:\\[,!; ]|\{,\}|,\\!)\s*(?=\d{3}(?!\d))", ""),  # 1\,234 and 1{,}234 and 1,\!234
         (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
+        (r"(?<!\\)\\[\[\]()]", ""),  # \[5\] and \(5\) in the box
+        (r"\\textcolor\s*\{\w+\}\s*|\\color\s*\{\w+\}", ""),
         (r"(?<!\\)\\(?:[,;:! >]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~", " "),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", ""),
+        (rf"(?:{_DEGREE})\s*(?:\\(?:text|mathrm|textrm)\s*\{{\s*([CF])\s*\}}|([CF])(?![a-zA-Z]))", r"\\text{ deg\1\2}"),
+        (_DEGREE, ""),
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"\\(?:langle|lparen)(?![a-zA-Z])", "("),
@@ -47,7 +51,8 @@ _REWRITES: Sequence[tuple[re.Pattern[str], str]] = [
         (r"\\leq(?:slant)?(?![a-zA-Z])", r"\\le"),
         (r"\\neq(?![a-zA-Z])", r"\\ne"),
         (r"\\times(?![a-zA-Z])", r"\\cdot"),
-        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
+        (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
+        (r"(?<=[.\d])\s*\\(?:bar|dot|overline)\s*(?:\{(\d+)\}|(\d))", r"\\overline{\1\2}"),
         (r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|operatorname\*?|ensuremath)\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:mathrm|textrm|textbf|textit|textnormal|mbox|text)\s*\{", r"\\text{"),
         (r"\\text\{([^{}]*?)\s*(?:\\?%|percent)\s*\}", r"\\text{\1}\\%"),
@@ -56,15 +61,18 @@ _REWRITES: Sequence[tuple[re.Pattern[str], str]] = [
         (r"\\frac\s*(\\[a-zA-Z]+|[0-9a-zA-Z])", r"\\frac{\1}"),  # \frac12, \frac\pi2
         (r"(\\frac\{[^{}]*\})\s*(\\[a-zA-Z]+|[0-9a-zA-Z])", r"\1{\2}"),
         (r"([\^_])\s*\{\s*(\w)\s*\}", r"\1\2"),
+        (r"\^\s*e(?![a-zA-Z])", "^{e}"),  # the parser knows no e^e
         (r"(?<![\\a-zA-Z])(sqrt|pi|sin|cos|tan|log|ln|exp|infty)(?![a-zA-Z])", r"\\\1"),
         (r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", r"\\infty"),
         (r"\\sqrt\s*(?:([0-9a-zA-Z])|\(([^()]*)\))", r"\\sqrt{\1\2}"),
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
-        (r"(?<![\w.])\+(?=\s*(?:\d|\\infty))(?<![\d)}]\+)", ""),  # a leading plus
+        (r"(^|[(\[{,;=&])(\s*)\+(?=\s*(?:\d|\\infty))", r"\1\2"),  # a leading plus
+        (r"\A\s*=|\\\\\s*\Z", ""),  # =5, and a line break after the answer
     )
 ]
 _BLANKS = re.compile(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|(\d)\s+(?=\d)|\s+")
+_COUNTED = re.compile(r"\A\\text\{\s*([\d.,/]*\d)(\s+[A-Za-z][A-Za-z .'-]*)\}\Z")
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 
 
@@ -75,10 +83,17 @@ def canonical(latex: str) -> str:
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
     text = text.strip().rstrip(".;,").strip()
+    if text[:1] == "{" and _encloses(text):  # {5}, what is left of \\textcolor{red}{5}
+        text = text[1:-1].strip()
     # \text{5} and \text{(B)} are 5 and (B); \text{Evelyn} stays text
     if (whole := _WHOLE_TEXT.fullmatch(text)) and not re.search(r"[A-Za-z]{2}", whole[1]):
         text = whole[1].strip()
     return text
+
+
+def counted(text: str) -> str:
+    r"""Take the number out of words: \text{18 eggs} is 18\text{ eggs}. For answers to a number; as a gold answer it is words."""
+    return _COUNTED.sub(r"\1\\text{\2}", text)
 
 
 def key(text: str) -> str:
@@ -171,28 +186,39 @@ _READINGS = [  # the first group of each is the sign
 # Units
 # --------------------------------------------------------------------------------------------------------------------
 
-# Two different units of this table make two different answers. Any other words after a number are taken for the name of
-# what was counted ("18 eggs") and dropped.
+# Two different units of this table, powers and quotients included, make two different answers. Any other words after a
+# number are taken for the name of what was counted ("18 eggs") and dropped, but for those that make another number of it.
 _ALIASES = """
 mm millimeter millimeters | cm centimeter centimeters | m meter meters metre metres | km kilometer kilometers
 in inch inches | ft foot feet | yd yard yards | mi mile miles | mg | g gram grams | kg kilogram kilograms | lb lbs pound pounds
 oz ounce ounces | s sec secs second seconds | min mins minute minutes | h hr hrs hour hours | day days | week weeks
-month months | yr yrs year years | ml milliliter milliliters | l liter liters litre litres | mph | am a.m | pm p.m
-cent cents | dollar dollars usd | rad radian radians | deg degree degrees
+month months | yr yrs year years | ml milliliter milliliters | l liter liters litre litres | am a.m | pm p.m
+cent cents | dollar dollars usd | rad radian radians | deg degree degrees | degc celsius | degf fahrenheit
+n newton newtons | j joule joules | kj kilojoule kilojoules | w watt watts | kw kilowatt kilowatts | pa pascal pascals | hz hertz
+v volt volts | kelvin kelvins
 """
 _UNITS = {name: names.split()[0] for names in re.split(r"[|\n]", _ALIASES) if names.strip() for name in names.split()}
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_POWER = r"(?:\s*\^\s*\{?-?\d\}?)?"
-_TEXT_UNIT = re.compile(rf"(.*?[\w)}}\]|%.])\s*((?:[/\s]*\\text\{{[^{{}}]*\}}{_POWER})+)", re.DOTALL)
-_TEXT_FRACTION_UNIT = re.compile(r"(.*?[\w)}\]|])\s*\\frac\{\\text\{([^{}]*)\}\}\{\\text\{[^{}]*\}\}", re.DOTALL)
-_WORD_UNIT = re.compile(
-    rf"([+-]?[\d.,/ ]*[\d.]|[+-]?\d*\s*\\frac\{{[\d.,]+\}}\{{[\d.,]+\}})(\s*)([A-Za-z][A-Za-z.'-]*)((?:[ /]+[A-Za-z.'-]+)*){_POWER}"
+_QUOTIENTS = re.compile(r"\b(?:(mph)|kph|kmh)\b")
+_SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
+_OTHER_NUMBER = re.compile(
+    r"\b(?:hal(?:f|ves)(?!-)|(?:third|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?|factorial|minus|plus|below|above|than|not"
+    r"|or (?:more|less|fewer|greater|higher|lower))\b|\A[^A-Za-z]*(?:squared|cubed)\b",
+    re.IGNORECASE,
 )
+_POWER = r"(?:\s*\^\s*\{?-?\d\}?)?"
+_NAMED_UNIT = rf"\\text\{{[^{{}}]*\}}{_POWER}"
+_TEXT_UNIT = re.compile(rf"(.*?[\w)}}\]|%.])\s*((?:(?:[/\s]|\\cdot(?![a-zA-Z]))*{_NAMED_UNIT})+)", re.DOTALL)
+_TEXT_FRACTION_UNIT = re.compile(rf"(.*?[\w)}}\]|])\s*\\frac\{{({_NAMED_UNIT})\}}\{{({_NAMED_UNIT})\}}", re.DOTALL)
+_WORD_UNIT = re.compile(
+    rf"([+-]?[\d.,/ ]*[\d.]|[+-]?\d*\s*\\frac\{{[\d.,]+\}}\{{[\d.,]+\}})(\s*)(([A-Za-z][A-Za-z.'-]*)(?:{_POWER}[ /]+[A-Za-z.'-]+)*{_POWER})"
+)
+_UNIT_SIGN = re.compile(r"([A-Za-z][A-Za-z.]*)|\^\s*\{?(-?\d)|/")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """An atom without what follows it: `unit` is one of the table or "", `percent` whether it bore the sign."""
+    """An atom without what follows it: `unit` in units of the table ("cm^2", "h^-1 km") or "", `percent` whether it bore the sign."""
 
     body: str
     unit: str = ""
@@ -201,33 +227,55 @@ class Measure:
 
 def measure(text: str) -> Measure:
     r"""Part an atom from its unit: "5\text{ cm}^2", "5 cm", "18 dollars", "50%". "5x", "2 ab" and "3\pi" hold none."""
-    unit = ""
-    if match := _TEXT_FRACTION_UNIT.fullmatch(text):
-        text, named = match[1], match[2].split()
-        unit = next((_UNITS[name.casefold()] for name in named if name.casefold() in _UNITS), "")
-    elif match := _TEXT_UNIT.fullmatch(text):
-        named = re.findall(r"[A-Za-z][A-Za-z.]*", match[2].replace(r"\text", ""))
-        text, unit = _scaled(match[1], named)
-    elif match := _WORD_UNIT.fullmatch(text):
-        first = match[3].rstrip(".").casefold()
-        # Without a blank only units of the table: 5cm, but 2xy. With one, table, scale words, or words no one multiplies.
-        if (first in _UNITS and (len(first) > 1)) or (match[2] and (len(first) > 3 or first in _SCALES)):
-            text, unit = _scaled(match[1], [match[3], *match[4].replace("/", " ").split()])
-    body = text.strip()
+    body, words = _parted(text)
+    if words and _OTHER_NUMBER.search(words):
+        return Measure(text)
+    body, unit = _scaled(body.strip(), words)
     if body.endswith("%"):
         return Measure(body[:-1].strip(), unit, percent=True)
     return Measure(body, unit)
 
 
-def _scaled(body: str, named: list[str]) -> tuple[str, str]:
-    """Multiply by a scale word ("5 million people") and look the unit up; return body and unit."""
-    while named and named[0].casefold() in _SCALES:
-        value = number(body.strip())
-        if value is None:
-            break
-        body, named = str(value * _SCALES[named[0].casefold()]), named[1:]
-    found = (_UNITS.get(name.casefold().rstrip(".")) for name in named)
-    return body, next((unit for unit in found if unit), "")
+def _parted(text: str) -> tuple[str, str]:
+    """Return an atom's body and the words of its unit, "" where it has none."""
+    if match := _TEXT_FRACTION_UNIT.fullmatch(text):
+        return match[1], f"{match[2]}/{match[3]}".replace(r"\text", "")
+    if match := _TEXT_UNIT.fullmatch(text):
+        return match[1], match[2].replace(r"\text", "")
+    if match := _WORD_UNIT.fullmatch(text):
+        first = match[4].rstrip(".").casefold()
+        # Without a blank only units of the table: 5cm, but 2xy. With one, table, scale words, or words no one multiplies.
+        if (first in _UNITS and len(first) > 1) or (match[2] and (len(first) > 3 or first in _SCALES)):
+            return match[1], match[3]
+    return text, ""
+
+
+def _scaled(body: str, words: str) -> tuple[str, str]:
+    """Multiply by the scale words that come first ("5 million people"); return body and unit."""
+    while (first := re.match(r"[\s{}]*([A-Za-z]+)", words)) and first[1].casefold() in _SCALES and (value := number(body)) is not None:
+        body, words = str(value * _SCALES[first[1].casefold()]), words[first.end() :]
+    return body, _unit(words) if words else ""
+
+
+def _unit(words: str) -> str:
+    r"""Return the units of the table in words, with their powers, in one order: "{ m}/{ s}^2" and "meters per s squared" are "m s^-2"."""
+    powers: dict[str, int] = {}
+    last, side, ahead = "", 1, 1  # the unit that a power belongs to, above or below the bar, the power named before its unit
+    for sign in _UNIT_SIGN.finditer(_QUOTIENTS.sub(lambda name: "mi/h" if name[1] else "km/h", words)):
+        word = (sign[1] or "").casefold().rstrip(".")
+        if word == "per" or sign[0] == "/":
+            side = -1
+        elif sign[2] or (last and word in ("squared", "cubed")):
+            if last:
+                powers[last] *= int(sign[2] or _POWERS[word])
+        elif word in _POWERS:
+            ahead = _POWERS[word]
+        else:
+            last = _UNITS.get(word, "")
+            if last:
+                powers[last] = powers.get(last, 0) + side * ahead
+            side = ahead = 1
+    return " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(powers.items()) if power)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -266,12 +314,17 @@ def split(text: str, separators: Sequence[str]) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def listing(text: str) -> list[str]:
+    """Return the parts of "1, 2", "1 and 2" or "1 or 2"; one part where the answer is no list."""
+    return [part for part in split(_CONJUNCTION.sub(",", text), ",;") if part]
+
+
 def structure(text: str) -> tuple[str, list]:
     """Return the kind of a canonical answer and its parts (for a matrix: its rows, lists of parts)."""
     text = text.strip()
     if number(text) is not None or len(text) > _BIG or (depth(text) or 0) > MAX_DEPTH:
         return "atom", [text]
-    listed = [part for part in split(_CONJUNCTION.sub(",", text), ",;") if part]
+    listed = listing(text)
     if len(listed) > 1 and number(measure(text).body) is not None:
         listed = [text]  # 1,234 dollars
     listed = [signed for part in listed for signed in _both_signs(part)]

@@ -1,11 +1,14 @@
 """When what a program printed or returned is the expected: as the judge of its source decides, not character by character."""
 
 import math
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 
 from trainer.rewards.sandbox import wire
 
-TOLERANCE = 1e-6  # absolute or relative, where printed numbers may differ
+TOLERANCE, ONE = Decimal("1e-6"), Decimal(1)  # absolute or relative, where printed numbers may differ
+NUMBER_CHARACTERS = 1000  # longer ones are texts
+_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # 0010 and 4_2 are texts
 RETURNED_TOLERANCE = 1e-5  # what the sites whose tests call functions allow in floats
 
 
@@ -16,21 +19,20 @@ def same_output(printed: str, expected: str, *, tolerant: bool) -> bool:
     """
     if printed == expected:
         return True
-    mine, theirs = printed.split(), expected.split()
+    theirs = expected.split()
+    mine = printed.split(maxsplit=len(theirs))  # one more at most: what a program prints without end is not taken apart
     return len(mine) == len(theirs) and all(a == b or _same_number(a, b, tolerant) for a, b in zip(mine, theirs, strict=True))
 
 
 def _same_number(mine: str, theirs: str, tolerant: bool) -> bool:
+    if max(len(mine), len(theirs)) > NUMBER_CHARACTERS or not (_NUMBER.fullmatch(mine) and _NUMBER.fullmatch(theirs)):
+        return False
     try:
         a, b = Decimal(mine), Decimal(theirs)
-    except InvalidOperation:
+        fractional = any(mark in theirs for mark in ".eE")
+        return a == b or (tolerant and fractional and abs(a - b) <= TOLERANCE * max(ONE, abs(b)))
+    except ArithmeticError:  # an exponent beyond any number
         return False
-    if not (a.is_finite() and b.is_finite()):
-        return False
-    if a == b:
-        return True
-    fractional = any(mark in theirs for mark in ".eE")
-    return tolerant and fractional and abs(a - b) <= Decimal(TOLERANCE) * max(Decimal(1), abs(b))
 
 
 def same_value(returned: object, expected: object) -> bool:

@@ -3,13 +3,14 @@
 A call is a line `Action: NAME` and after it `Action Input: {JSON object}`. Read with tolerance: bold marks, a list mark or
 heading before the label, a code fence around the JSON, text after it (an `Observation`, which is the environment's to
 write, is passed over, and calls after it count), a draft inside `<think>` (passed over). Not read with tolerance: a
-missing or broken Action Input is no call with `{}`, and neither is a Python literal, an array or JSON with rubbish stuck to it.
+missing or broken Action Input is no call with `{}`, and neither is a Python literal, an array, JSON with rubbish stuck to it
+or with a key twice, or one of two inputs. `Action: None` after the last call is a call too, one without input.
 
 Strict, the default: as many calls as the gold has, in its order, each with the gold's name and arguments. Arguments are
 equal as JSON values: strings exactly, 1 and 1.0 are one number, true is not 1, an object's keys have no order, an array's
 items have. Lenient (`extra_info["tool_calls"] == "lenient"`): calls in any order; names without regard to case and to a mark in
-square brackets before them ("[Optional]update"); strings without regard to case and blanks; a number equals a string of it;
-an argument that is empty ("" or null) equals one left out.
+square brackets before them ("[Optional]update"); strings without regard to case and blanks; a number equals a string of it
+("3", "3.0", not "007" or "1e3"); an argument that is empty ("" or null) equals one left out.
 """
 
 import functools
@@ -17,15 +18,18 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+from trainer.rewards.thinking import after_thinking
 from trainer.types import Outcome, Verdict
 
 _LABEL = re.compile(r"Action( Input)?[*_]*+[^\S\n]*+:[*_]*+")  # begins with a literal: searched at memchr's speed
 _BEFORE = re.compile(r"\s*+(?:[-#>]++|\d++[.)])?\s*+[*_]*+")  # what may stand before a label on its line
 _FENCE = re.compile(r"\s*+(?:`{1,3}(?:json\b)?\s*+)?")
 _OPTIONAL = re.compile(r"^\s*\[[^\]]*\]\s*")
-_DECODE = json.JSONDecoder().raw_decode
+_AGAIN = re.compile(r"[\s`]*+\{")
+_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 _SHOWN = 80  # characters of the response's own names that feedback repeats
 _SHOWN_CALLS = 5
 
@@ -72,12 +76,27 @@ def verify(response: str, ground_truth: str, extra_info: Mapping[str, Any]) -> V
     )
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key comes twice in an object")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def check_gold(ground_truth: str) -> None:
+    """Raise ValueError for gold calls that cannot be read."""
+    gold_calls(ground_truth)
+
+
 @functools.lru_cache(maxsize=8192)
 def gold_calls(ground_truth: str) -> tuple[Call, ...]:
     """Parse the gold calls; raise ValueError naming what cannot be read."""
     try:
         calls = tuple(_gold_call(item) for item in json.loads(ground_truth))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"ground_truth={ground_truth[:200]!r}: no JSON list of {{'Action', 'Action_Input'}} ({type(error).__name__}: {error}); "
             "mend the row or drop it."
@@ -89,7 +108,7 @@ def gold_calls(ground_truth: str) -> tuple[Call, ...]:
 
 def _gold_call(item: Mapping[str, Any]) -> Call:
     arguments = item["Action_Input"]
-    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    arguments = _DECODER.decode(arguments) if isinstance(arguments, str) else arguments
     if not isinstance(arguments, dict):
         raise ValueError(f"Action_Input of {item['Action']!r} is not a JSON object")
     return Call(item["Action"].strip(), arguments)
@@ -97,12 +116,16 @@ def _gold_call(item: Mapping[str, Any]) -> Call:
 
 def read_calls(response: str) -> list[Call]:
     """Return the calls of a response in its order, those with missing or broken arguments included."""
-    response = response.rpartition("</think>")[2].partition("<think>")[0]
+    response = after_thinking(response)
     labels = list(_LABEL.finditer(response))
     calls: list[Call] = []
     read = 0  # everything before has been read: an "Action:" inside a JSON string is not a call
     for label, after in zip(labels, [*labels[1:], None], strict=False):
-        if label[1] or label.start() < read:
+        if label.start() < read:
+            continue
+        if label[1]:  # of no call: a second input of the last one
+            if calls and _AGAIN.match(response, label.end()):
+                calls[-1] = Call(calls[-1].name, None, broken=True)
             continue
         line_end = response.find("\n", label.end())
         line_end = len(response) if line_end < 0 else line_end
@@ -122,10 +145,10 @@ def _with_arguments(name: str, response: str, start: int) -> tuple[Call, int]:
     fence = _FENCE.match(response, start)
     broken = Call(name, None, broken=True)
     try:
-        arguments, end = _DECODE(response, fence.end() if fence else start)
+        arguments, end = _DECODER.raw_decode(response, fence.end() if fence else start)
     except (ValueError, RecursionError):  # RecursionError: thousands of open brackets
         return broken, start
-    if not isinstance(arguments, dict) or response[end : end + 1] in tuple("{}[],:"):
+    if not isinstance(arguments, dict) or response[end : end + 1] in tuple("}[],:") or _AGAIN.match(response, end):
         return broken, end
     return Call(name, arguments), end
 
@@ -160,10 +183,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     text = " ".join(str(value).casefold().split())
-    try:
-        return repr(float(text)) if isinstance(value, str | int | float) and not isinstance(value, bool) else text
-    except (ValueError, OverflowError):
-        return text
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Decimal(text) if is_number or _PLAIN_NUMBER.fullmatch(text) else text
 
 
 def _pair(calls: Sequence[Call], gold: Sequence[Call], equal: Callable[[Call, Call], bool]) -> list[tuple[Call, Call]]:

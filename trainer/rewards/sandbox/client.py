@@ -40,7 +40,8 @@ class Job:
     source: str
     stdin: str = ""
     function: str = ""
-    context: str = ""  # run before the source, in the same module
+    context: str = ""  # run before the source, in the same module; of a check only its imports
+    site: bool = False  # run: the LiveCodeBench judge's imports come before it, as they always do before a call
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,14 @@ class Sandbox:
             handles, described = [], []
             line = dict(zip(("check", "serve"), socket.socketpair(), strict=True))
             stack.callback(_close, line)
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nothing)
             for job in jobs:
-                own = [
-                    _file(stack, job.stdin),
-                    _file(stack),
-                    os.open(os.devnull, os.O_WRONLY),
-                    _file(stack, f"{job.context}\0{job.source}"),
-                    _file(stack),
-                ]
-                stack.callback(os.close, own[2])
+                own = [_file(stack, job.stdin), _file(stack), nothing, _file(stack, f"{job.context}\0{job.source}"), _file(stack)]
                 if job.mode in line:
                     own.append(line[job.mode].fileno())
                 handles.append(own)
-                described.append({"mode": job.mode, "function": job.function, "files": len(own)})
+                described.append({"mode": job.mode, "function": job.function, "site": job.site, "files": len(own)})
             request = json.dumps({"jobs": described, "limits": asdict(limits)}).encode()
             socket.send_fds(control, [request], [handle for own in handles for handle in own])
             _close(line)  # so that either end sees when the other has gone
@@ -122,6 +118,8 @@ class Sandbox:
             if not answer:
                 raise ConnectionError("its socket closed")
             told = json.loads(answer)
+            if "error" in told:
+                raise ConnectionError(told["error"])
             status = told["status"]
             return Result(
                 exit_code=os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1,
@@ -137,7 +135,7 @@ class Sandbox:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {
             "PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1",
-            "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2",
         }  # fmt: skip
         options = json.dumps({"layers": self.layers, "modules": self.modules, "output": OUTPUT_LIMIT})
         with theirs:
@@ -173,7 +171,7 @@ class Sandbox:
             out.append("read every file the trainer's users may read, and write where everybody may")
         if "seccomp" in missing:
             out.append("use the network")
-        if "uid" in missing and "landlock" in missing:
+        if "signals" in missing:
             out.append("end processes of this user")
         if not out:
             return []
@@ -204,7 +202,7 @@ def _file(stack: contextlib.ExitStack, text: str = "") -> int:
     handle = os.memfd_create("sandbox")
     stack.callback(os.close, handle)
     if text:
-        data = text.encode("utf-8", "surrogateescape")
+        data = text.encode("utf-8", "replace")  # half a surrogate pair, which JSON can hold
         while data:
             data = data[os.write(handle, data) :]
         os.lseek(handle, 0, os.SEEK_SET)

@@ -8,6 +8,7 @@ reaped, and the box emptied. It ends when its socket does. Standard library only
 """
 
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -25,13 +26,15 @@ import isolation
 import program
 
 TICK = 0.02  # seconds between two looks at what a program uses
+DISK = 1.0  # seconds a program may wait for a disk in all; a vfork without end looks the same
+BOX = "mopd-box-"  # how the folders of hosts without a file view begin
 PAGE, HERTZ = resource.getpagesize(), os.sysconf("SC_CLK_TCK")
 # Imported once here, so that a program's import of them is a look-up. What makes a fork slower (numpy: 0.5 ms) is
 # loaded by a host of its own for the programs that want it.
 COMMON = (
     "abc", "array", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq", "io",
-    "itertools", "json", "math", "numbers", "operator", "os", "random", "re", "string", "struct", "sys", "textwrap", "threading", "time",
-    "typing",
+    "itertools", "json", "math", "numbers", "operator", "os", "random", "re", "statistics", "string", "struct", "sys", "textwrap",
+    "threading", "time", "typing",
 )  # fmt: skip
 
 
@@ -60,8 +63,12 @@ class Host:
             self.contained, self.box = True, "/box"
         else:
             isolation.prctl(isolation.PR_SET_CHILD_SUBREAPER, 1)
-            self.box = tempfile.mkdtemp(prefix="mopd-box-")
-            os.chmod(self.box, 0o777)
+            _remove_left_boxes()
+            unlocked = tempfile.mkdtemp(prefix="mopd-new-")
+            os.chmod(unlocked, 0o777)
+            fcntl.flock(os.open(unlocked, os.O_RDONLY), fcntl.LOCK_EX)  # until this process ends, however it does
+            self.box = unlocked.replace("mopd-new-", BOX)
+            os.rename(unlocked, self.box)  # a name other hosts look for only now that it is locked
         if os.readlink("/proc/self") != str(os.getpid()):  # what is killed after a program is found by its number there
             raise OSError("/proc shows another process namespace than this process is in")
         os.environ.update(HOME=self.box, TMPDIR=self.box)
@@ -71,8 +78,8 @@ class Host:
         isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
         isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
         self._try("seccomp", isolation.seccomp)  # inherited as well
-        with open("/proc/self/statm") as statm:
-            self.own_memory = int(statm.read().split()[0]) * PAGE
+        size, resident, shared = _statm("self")
+        self.own_memory, self.own_private = size, resident - shared
 
     def _try(self, layer: str, step) -> bool:
         if layer not in self.wanted:
@@ -130,6 +137,8 @@ class Host:
                 isolation.landlock(self.box)
             except OSError as error:
                 missing["landlock"] = str(error)
+            if self.uid is None and ("landlock" in missing or isolation.landlock_version() < isolation.SCOPES):
+                missing["signals"] = missing.get("landlock") or f"Landlock {isolation.landlock_version()}, {isolation.SCOPES} is needed"
         return missing
 
     def serve(self) -> None:
@@ -144,20 +153,28 @@ class Host:
 
     def run(self, request: dict, files: list[int]) -> dict:
         """Run the jobs of a request until the first has ended; return what became of it."""
-        started, children = time.monotonic(), []
+        started, children, lines = time.monotonic(), [], []
         for number, job in enumerate(request["jobs"]):
             handles, files = files[: job["files"]], files[job["files"] :]
             child, line = self.spare or self._fork()
             self.spare = None
             socket.send_fds(line, [json.dumps({**job, "number": number, "limits": request["limits"]}).encode()], handles)
             children.append(child)
-            line.close()
+            lines.append(line)
             for handle in handles:
                 os.close(handle)
         killed, cpu = self._watch(children[0], request["limits"])
         wall = time.monotonic() - started
         status, usage = self._end(children[0])
         self._clean()
+        for line in lines:
+            with line:
+                try:
+                    refused = line.recv(1 << 12, socket.MSG_DONTWAIT)
+                except (ConnectionError, BlockingIOError):  # it was killed before it had read its job
+                    refused = b""
+            if refused:
+                return {"error": f"a wall around a program could not be put up: {refused.decode()}"}
         return {"status": status, "killed": killed, "wall": wall, "cpu": max(cpu, usage)}
 
     def _fork(self) -> tuple[int, socket.socket]:
@@ -171,22 +188,30 @@ class Host:
             ours.close()
             message, handles, _, _ = socket.recv_fds(theirs, 1 << 16, 16)
             if message:
-                self._become_program(json.loads(message), handles)
+                self._become_program(json.loads(message), handles, theirs)
         finally:
             os._exit(70)
 
-    def _become_program(self, job: dict, handles: list[int]) -> None:
+    def _become_program(self, job: dict, handles: list[int], line: socket.socket) -> None:
+        try:
+            self._confine(job["limits"], job["number"])
+        except Exception as error:  # noqa: BLE001  not the program's fault, whatever it is
+            line.send(f"{type(error).__name__}: {error}".encode())
+            return
         for place, handle in enumerate(handles):  # handles lie above the places: 0 to 2 and three sockets are open
             os.dup2(handle, place)
         os.closerange(len(handles), 4096)
-        self._confine(job["limits"], job["number"])
         for name in ("isolation", "program", "wire", "host"):
             sys.modules.pop(name, None)
         sys.argv = [program.NAME]
-        sys.path[0] = self.box
+        if job["mode"] == "check":  # the program may have put modules into the box
+            os.chdir("/")
+            del sys.path[0]
+        else:
+            sys.path[0] = self.box
         signal.signal(signal.SIGINT, signal.default_int_handler)
         gc.enable()
-        program.main(job["mode"], job["function"])
+        program.main(job["mode"], job["function"], job["site"])
 
     def _watch(self, first: int, limits: dict) -> tuple[str | None, float]:
         """Wait for the first child; return why it was killed, if it was, and the CPU seconds of all.
@@ -198,13 +223,15 @@ class Host:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         poll.register(self.control, 0)  # hang-up only: the worker is gone, nobody waits for an answer
-        idle, cpu, last = 0.0, 0.0, time.monotonic()
+        idle, disk, cpu, last = 0.0, 0.0, 0.0, time.monotonic()
         deadline = last + 10 * limits["cpu"] + 10
         try:
             while not (events := poll.poll(TICK * 1000)):
-                used, memory, runnable = self._usage(limits["memory"])
+                used, memory, states = self._usage(limits["memory"])
                 now = time.monotonic()
-                idle += 0.0 if runnable or used > cpu else now - last
+                if "R" not in states and used <= cpu:
+                    waits = "D" in states and disk < DISK
+                    disk, idle = (disk + now - last, idle) if waits else (disk, idle + now - last)
                 cpu, last = max(cpu, used), now
                 if memory > limits["memory"]:
                     return "memory", cpu
@@ -214,27 +241,42 @@ class Host:
             os.close(handle)
         return ("abandoned" if events[0][0] != handle else None), cpu
 
-    def _usage(self, limit: int) -> tuple[float, int, bool]:
-        """Return CPU seconds, bytes of memory, and whether any thread is runnable, over all processes of the request."""
-        cpu, memory, runnable, found = 0, 0, False, []
+    def _usage(self, limit: int) -> tuple[float, int, set[str]]:
+        """Return CPU seconds, bytes of memory, and the states any thread is in, over all processes of the request."""
+        cpu, memory, states, found = 0, 0, set(), []
         for process in self._processes():
             try:
                 with open(f"/proc/{process}/stat") as file:
                     fields = file.read().rpartition(")")[2].split()
                 tasks = os.listdir(f"/proc/{process}/task") if int(fields[17]) > 1 else []
-                states = [fields[0]]
+                states.add(fields[0])
                 for task in tasks:
                     with open(f"/proc/{process}/task/{task}/stat") as file:
-                        states.append(file.read().rpartition(")")[2].split()[0])
+                        states.add(file.read().rpartition(")")[2].split()[0])
             except (FileNotFoundError, ProcessLookupError):  # it has just ended
                 continue
             cpu += sum(int(value) for value in fields[11:15])
             memory += int(fields[21]) * PAGE
             found.append(process)
-            runnable = runnable or any(state in "RD" for state in states)
         if memory > limit:  # pages shared with the host and each other were counted for each of them: look closely
-            memory = sum(_proportional(process) for process in found)
-        return cpu / HERTZ, memory, runnable
+            memory = sum(self._proportional(process) for process in found)
+        return cpu / HERTZ, memory, states
+
+    def _proportional(self, process: int) -> int:
+        """Return the bytes of a process, shared pages divided by the number of those who share them.
+
+        Where an ordinary user's host may not look so closely: its own pages, without those it got with the fork. Pages
+        that the program's processes share with each other then count for each.
+        """
+        try:
+            try:
+                with open(f"/proc/{process}/smaps_rollup") as file:
+                    return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
+            except PermissionError:
+                _, resident, shared = _statm(process)
+                return max(0, resident - shared - self.own_private)
+        except (OSError, StopIteration, ValueError):  # it has just ended
+            return 0
 
     def _processes(self) -> list[int]:
         """Return the pids of what the request started: all but this one, or where they are not alone, its descendants."""
@@ -285,16 +327,21 @@ class Host:
                 continue
 
     def _clean(self) -> None:
+        """Empty the box, whatever names and modes the program gave to what it left."""
         moved = 0
+        os.chmod(self.box, 0o777)
         while entries := list(os.scandir(self.box)):
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.path)
                     continue
                 os.chmod(entry.path, 0o700)
-                for inner in os.listdir(entry.path):  # up to the top, so that no depth is too deep
-                    os.rename(os.path.join(entry.path, inner), os.path.join(self.box, f".{moved}"))
-                    moved += 1
+                for inner in list(os.scandir(entry.path)):  # up to the top, so that no depth is too deep
+                    if inner.is_dir(follow_symlinks=False):
+                        os.chmod(inner.path, 0o700)
+                    while os.path.lexists(place := os.path.join(self.box, f".{moved}")):
+                        moved += 1
+                    os.rename(inner.path, place)
                 os.rmdir(entry.path)
 
     def close(self) -> None:
@@ -303,13 +350,24 @@ class Host:
             shutil.rmtree(self.box, ignore_errors=True)
 
 
-def _proportional(process: int) -> int:
-    """Return the bytes of a process, shared pages divided by the number of those who share them."""
-    try:
-        with open(f"/proc/{process}/smaps_rollup") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
-    except (OSError, StopIteration):  # it has just ended, or is not ours to read
-        return 0
+def _statm(process: int | str) -> tuple[int, int, int]:
+    """Return the bytes of a process: address space, resident, resident of files and shared memory."""
+    with open(f"/proc/{process}/statm") as file:
+        size, resident, shared, *_ = (int(pages) * PAGE for pages in file.read().split())
+    return size, resident, shared
+
+
+def _remove_left_boxes() -> None:
+    """Remove the folders of hosts that were killed: those that nobody holds locked any more."""
+    for entry in list(os.scandir(tempfile.gettempdir())):
+        if entry.name.startswith(BOX) and entry.is_dir(follow_symlinks=False):
+            with contextlib.suppress(OSError):  # another user's, or another host is faster
+                handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path)
+                finally:
+                    os.close(handle)
 
 
 def _threads_of(uid: int) -> int:

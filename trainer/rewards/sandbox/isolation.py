@@ -7,8 +7,8 @@ by every child after the fork and before the program's first line.
 |---|---|---|
 | namespaces, view | own processes, no network; files: interpreter and system read-only, a tmpfs | CAP_SYS_ADMIN or user namespaces |
 | uid | cannot signal or read the host or anyone else | root |
-| Landlock | files as in the view, where there is no view | Linux 5.13 |
-| seccomp | no sockets, ptrace, mounts, namespaces, io_uring | Linux, x86-64 or arm64 |
+| Landlock | files as in the view, where there is no view; signals only to its own | Linux 5.13; 6.12 for signals |
+| seccomp | no sockets, large socket buffers, ptrace, mounts, namespaces, io_uring | Linux, x86-64 or arm64 |
 | limits | CPU, memory, processes, file size, open files | nothing |
 
 A layer the kernel refuses is left out and named in the host's greeting, so that the trainer can say so.
@@ -34,6 +34,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD
 ROOT = Path("/sys")  # where the view is mounted: every Linux has it, no interpreter lives there, and only the host sees it
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+STREAMS = (("stdin", "0"), ("stdout", "1"), ("stderr", "2"), ("fd", ""))  # links in /dev
 BOX_BYTES, BOX_FILES = 64 << 20, 4096
 FIRST_UID, UIDS = 40_000, 20_000  # within the 65,536 that rootless containers map
 
@@ -83,6 +84,8 @@ def enter_view() -> None:
         _show(Path(path))
     for device in DEVICES:
         _show(Path(device), readonly=False)
+    for name, descriptor in STREAMS:
+        (ROOT / "dev" / name).symlink_to(f"/proc/self/fd/{descriptor}")
     for folder in ("proc", "box"):
         (ROOT / folder).mkdir(exist_ok=True)
     (ROOT / "dev/shm").symlink_to("/box")  # multiprocessing's locks and queues lie there
@@ -181,6 +184,7 @@ def _limit(kind: int, value: int) -> None:
 
 _RULES_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15}  # how many kinds of file access a version knows; later ones 16
 _READ = 0b1101  # execute, read file, read folder
+SCOPES = 6  # the version that can keep signals in
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 
 
@@ -193,8 +197,8 @@ def landlock(box: str) -> None:
     """See the interpreter, the system and `box`, write only in `box`; signal only what this process started."""
     version = landlock_version()
     everything = (1 << _RULES_BY_ABI.get(version, 16)) - 1
-    attributes = struct.pack("QQQ", everything, 0, 0b11 if version >= 6 else 0)
-    rules = _LIBC.syscall(_CREATE_RULESET, attributes, 24 if version >= 6 else 8, 0)
+    attributes = struct.pack("QQQ", everything, 0, 0b11 if version >= SCOPES else 0)
+    rules = _LIBC.syscall(_CREATE_RULESET, attributes, 24 if version >= SCOPES else 8, 0)
     if rules < 0:
         raise Refused(ctypes.get_errno(), "landlock_create_ruleset")
     for path, access in [*((p, _READ) for p in [*SYSTEM, *readable_prefixes()]), *((d, 0b110) for d in DEVICES), (box, everything)]:
@@ -222,6 +226,7 @@ _DENIED = {  # name: (x86-64, arm64)
     "mq_open": (240, 180), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
 }  # fmt: skip
 _CLONE, _CLONE3 = (56, 220), 435
+_SETSOCKOPT, _SOCKET_LEVEL, _BUFFER_SIZES = (54, 208), 1, (7, 8, 32, 33)  # memory that no other limit counts
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
@@ -243,7 +248,11 @@ def seccomp_filter() -> bytes | None:
     out += [step(_EQUAL, _CLONE3, 0, 1), step(_RETURN, _ENOSYS)]  # its flags lie in memory: the C library falls back to clone
     for numbers in _DENIED.values():
         out += [step(_EQUAL, numbers[column], 0, 1), step(_RETURN, _EPERM)]
-    out += [step(_EQUAL, _CLONE[column], 0, 3), step(_LOAD, 16), step(_ANY_BIT, new_spaces, 0, 1), step(_RETURN, _EPERM)]
+    out += [step(_EQUAL, _CLONE[column], 0, 4), step(_LOAD, 16), step(_ANY_BIT, new_spaces, 0, 1), step(_RETURN, _EPERM)]
+    out += [step(_RETURN, _ALLOW), step(_EQUAL, _SETSOCKOPT[column], 1), step(_RETURN, _ALLOW)]
+    out += [step(_LOAD, 24), step(_EQUAL, _SOCKET_LEVEL, 1), step(_RETURN, _ALLOW), step(_LOAD, 32)]
+    for option in _BUFFER_SIZES:
+        out += [step(_EQUAL, option, 0, 1), step(_RETURN, _EPERM)]
     return b"".join([*out, step(_RETURN, _ALLOW)])
 
 

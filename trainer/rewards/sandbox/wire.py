@@ -6,15 +6,22 @@ the built-in type, whatever methods they redefine. Standard library only.
 """
 
 import json
+from collections import deque
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from itertools import islice
 
+ITEMS = 100_000  # of an iterator that travel: it may have no end
 _PLAIN = (type(None), bool, int, float, str)
 
 
 class Foreign:
     """A value that cannot travel: known by its repr, equal to nothing."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: object) -> None:
+        self.text = str(text)
 
     def __repr__(self) -> str:
         return self.text
@@ -31,7 +38,7 @@ def dumps(value: object) -> str:
 
 
 def loads(text: str) -> object:
-    """Return the value of a text. Raises ValueError for a text that is none."""
+    """Return the value of a text. Any exception may come of a text that `dumps` did not write."""
     return _unpack(json.loads(text))
 
 
@@ -43,7 +50,14 @@ def _pack(value):
             return pack(value)
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):  # arrays and scalars
         return _pack(value.tolist())
-    return {"foreign": f"{value!r:.200}"}
+    return {"foreign": _shown(value)}
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.200}"
+    except Exception:  # noqa: BLE001  a class of the program's whose repr raises
+        return f"<{type(value).__name__}>"
 
 
 # Every type's own method reads the value, not what a subclass made of it.
@@ -59,6 +73,15 @@ _PACKERS = (
     (complex, lambda value: {"complex": [complex.__add__(value, 0).real, complex.__add__(value, 0).imag]}),
     (bytes, lambda value: {"bytes": bytes.hex(value)}),
     (bytearray, lambda value: {"bytes": bytearray.hex(value)}),
+    (deque, lambda value: {"deque": [_pack(item) for item in deque.__iter__(value)]}),
+    (range, lambda value: {"range": [value.start, value.stop, value.step]}),
+    (Decimal, lambda value: {"decimal": Decimal.__str__(value)}),
+    (Fraction, lambda value: {"fraction": [int(value.numerator), int(value.denominator)]}),
+    (datetime, lambda value: {"datetime": datetime.isoformat(value)}),  # before date, which it is
+    (date, lambda value: {"date": date.isoformat(value)}),
+    (time, lambda value: {"time": time.isoformat(value)}),
+    (timedelta, lambda value: {"timedelta": [value.days, value.seconds, value.microseconds]}),
+    ((Iterator, KeysView, ValuesView, ItemsView), lambda value: {"iterator": [_pack(item) for item in islice(value, ITEMS)]}),
 )
 
 
@@ -78,5 +101,14 @@ _UNPACKERS = {
     "dict": lambda pairs: {_unpack(key): _unpack(item) for key, item in pairs},
     "complex": lambda parts: complex(*parts),
     "bytes": bytes.fromhex,
+    "deque": lambda items: deque(map(_unpack, items)),
+    "range": lambda parts: range(*parts),
+    "decimal": Decimal,
+    "fraction": lambda parts: Fraction(*parts),
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "timedelta": lambda parts: timedelta(*parts),
+    "iterator": lambda items: iter(_unpack(items)),
     "foreign": Foreign,
 }
