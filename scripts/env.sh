@@ -33,6 +33,7 @@ from importlib.metadata import PackageNotFoundError, version
 wanted = ["torch"]
 for file in sys.argv[2:]:
     for line in open(file):
+        line = line.removeprefix("# --no-deps: ")
         name = re.match(r"[A-Za-z0-9_.-]+", line.split("#")[0].strip())
         if name:
             wanted.append(name.group())
@@ -81,7 +82,7 @@ PY
 }
 
 use_environment() {
-  local files=("$ROOT/requirements.txt") extra active lacking stamp
+  local files=("$ROOT/requirements.txt") extra active lacking file needed=()
   for extra in "$@"; do files+=("$ROOT/$extra"); done
 
   active=$(active_python)
@@ -94,21 +95,28 @@ use_environment() {
     say "the active environment ($active) lacks: $lacking; using $ROOT/.venv instead"
   fi
 
-  if has_gpu; then files+=("$ROOT/requirements_vllm.txt"); fi
   PYTHON=$ROOT/.venv/bin/python
-  stamp=$ROOT/.venv/installed-$(cat "${files[@]}" "$ROOT/setup.py" <(echo "$TORCH") | cksum | cut -d' ' -f1)
-  if [ -e "$stamp" ] && [ -x "$PYTHON" ]; then return; fi
+  for file in "${files[@]}"; do
+    if ! [ -e "$(stamp_of "$file")" ] || ! [ -x "$PYTHON" ]; then needed+=("$file"); fi
+  done
+  if [ ${#needed[@]} -eq 0 ]; then return; fi
   (
     exec 9>"$ROOT/.venv.lock"
     ! command -v flock >/dev/null 2>&1 || flock 9
-    install_environment "$stamp" "${files[@]}"
+    install_environment "${needed[@]}"
   ) || exit 2
 }
 
+# The file that says that .venv holds what a requirements file asks for, as it stands now.
+stamp_of() {
+  printf '%s/.venv/installed-%s-%s' "$ROOT" "$(basename "$1" .txt)" "$(cat "$1" "$ROOT/setup.py" <(echo "$TORCH") | cksum | cut -d' ' -f1)"
+}
+
+# What the machine's rollouts with vLLM need.
+vllm_requirements() { if has_gpu; then printf requirements_vllm.txt; else printf requirements_vllm_cpu.txt; fi; }
+
 install_environment() {
-  local stamp=$1 file base
-  shift
-  if [ -e "$stamp" ]; then return; fi
+  local file base bare
   if ! [ -x "$PYTHON" ]; then
     base=$(newest_python) || exit 2
     say "making .venv with $("$base" --version) (once)"
@@ -126,10 +134,14 @@ install_environment() {
     fi
   fi
   for file in "$@"; do
+    if [ -e "$(stamp_of "$file")" ]; then continue; fi # another launch has installed it meanwhile
     say "installing $(basename "$file")"
     "${pip[@]}" -r "$file" || die "$(basename "$file") could not be installed"
+    bare=$(sed -n 's/^# --no-deps: //p' "$file")
+    # shellcheck disable=SC2086  one word for each package
+    [ -z "$bare" ] || "${pip[@]}" --no-deps $bare || die "$bare could not be installed"
+    "${pip[@]}" --no-deps -e "$ROOT" || die "the project itself could not be installed (pip install -e .)"
+    rm -f "$ROOT/.venv/installed-$(basename "$file" .txt)"-*
+    : >"$(stamp_of "$file")"
   done
-  "${pip[@]}" --no-deps -e "$ROOT" || die "the project itself could not be installed (pip install -e .)"
-  rm -f "$ROOT"/.venv/installed-*
-  : >"$stamp"
 }

@@ -99,7 +99,8 @@ launch() {
       say "no GPU here: running the embedded default instead of Qwen/Qwen3-4B on datasets/lcb_v6 (MODEL_PATH and DATA_PATH choose otherwise)"
     fi
   fi
-  use_environment
+  if [ -z "${ROLLOUT_BACKEND:-}" ]; then ROLLOUT_BACKEND=$(if $gpu; then echo vllm; else echo hf; fi); fi
+  if [ "$ROLLOUT_BACKEND" = vllm ]; then use_environment "$(vllm_requirements)"; else use_environment; fi
   if [ "$kind" = eval ] && [ -n "${CKPT_PATH:-}" ] && [ -z "${DATA_PATH:-}${VAL_DATA_PATH:-}" ]; then
     CKPT_PATH=$(from_here "$CKPT_PATH")
     { read -r VAL_DATA_PATH && read -r PROMPT_LENGTH && read -r RESPONSE_LENGTH; } < <("$PYTHON" -m trainer.checkpoint "$CKPT_PATH") || true
@@ -107,17 +108,6 @@ launch() {
     [ -z "$VAL_DATA_PATH" ] || say "evaluating on what it was validated on: $VAL_DATA_PATH"
   fi
 
-  # Rollouts
-  if [ -z "${ROLLOUT_BACKEND:-}" ]; then
-    ROLLOUT_BACKEND=hf
-    if $gpu; then
-      ROLLOUT_BACKEND=vllm
-      if "$PYTHON" -c 'import sys; from trainer import engines; sys.exit("vllm" in engines.ENGINES)'; then
-        say "ROLLOUT_BACKEND would be vllm on this machine; that engine is not there yet, so hf generates"
-        ROLLOUT_BACKEND=hf
-      fi
-    fi
-  fi
   N_GPUS_PER_NODE=${N_GPUS_PER_NODE:-$(if $gpu; then visible_gpus; else echo 1; fi)}
 
   # Model, data and sizes: the embedded default has its own

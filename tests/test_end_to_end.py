@@ -69,7 +69,8 @@ def steps_logged(out: Path) -> int:
 
 def metrics_of(out: Path) -> list[dict]:
     return [
-        {k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))} for row in read_jsonl(out / "logs" / "metrics.jsonl")
+        {k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/", "rollout/start_"))}
+        for row in read_jsonl(out / "logs" / "metrics.jsonl")
     ]
 
 
@@ -93,6 +94,14 @@ def test_the_embedded_default_learns_and_can_be_evaluated(tmp_path):
     assert evaluated["val-core/tiny_chains/acc/mean@8"] == after  # the same weights, seeds and prompts
     assert len(read_jsonl(tmp_path / "eval" / "40.jsonl")) == 128 * 8
     assert "mean@8" in evaluation.stdout and "pass@8" in evaluation.stdout
+
+    vllm = {"ROLLOUT_BACKEND": "vllm", "VALIDATION_DATA_DIR": str(tmp_path / "vllm"), "ROLLOUT_DATA_DIR": str(tmp_path / "vllm")}
+    steps = ("trainer.total_training_steps=20", "trainer.val_before_train=False", f"trainer.log_dir={tmp_path}/train-vllm")
+    result = script("run_local_sdpo.sh", "vllm", *steps, **vllm, CKPT_DIR=str(tmp_path / "vllm-checkpoints"))
+    assert result.returncode == 0, result.stderr
+    rows = list(read_jsonl(tmp_path / "train-vllm" / "metrics.jsonl"))
+    assert rows[-1]["val-core/tiny_chains/acc/mean@8"] > before + 0.15
+    assert max(row["rollout/logp_gap_max"] for row in rows if "rollout/logp_gap_max" in row) < 1e-4
 
 
 SIX = ("trainer.total_training_steps=6", "trainer.save_freq=3", "trainer.test_freq=3")
@@ -161,6 +170,23 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(guessing_model, chains_data, 
     assert "resume: python -m trainer.main" in stdout
     assert_all_gone(processes)
     assert steps_logged(tmp_path) == step
+
+
+def test_an_engine_that_is_killed_costs_no_step(guessing_model, chains_data, tmp_path):
+    """With two vLLM engines of their own, sampling a step ahead."""
+    more = ("actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.n_gpus=2", "trainer.rollout_overlap=1")
+    run = Run(guessing_model, chains_data, tmp_path, *more, "trainer.total_training_steps=30", "trainer.val_before_train=False")
+    run.until(lambda: steps_logged(tmp_path) >= 2)
+    processes = run.descendants()
+    [engine] = [p for p in processes if "Sampler" in " ".join(p.cmdline()) and "engine-1" in os.readlink(f"/proc/{p.pid}/fd/1")]
+    engine.kill()
+    code, stdout, stderr = run.wait()
+    assert code == 0, stderr
+    rows = metrics_of(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 31)) and rows[-1]["rollout/engine_restarts"] == 1
+    assert "an engine was started again" in stdout and "engine-1 died" in stdout
+    assert "engine and student agree: log-prob gap mean" in stdout
+    assert_all_gone(processes)
 
 
 def test_a_rank_that_dies_ends_the_run_with_what_to_do(guessing_model, chains_data, tmp_path):

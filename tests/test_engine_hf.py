@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tools import make_random_model
 from trainer import engines
-from trainer.engines.base import Sampling, checksums
+from trainer.engines.base import Sampling, Settings, corner_checksums, spread
 from trainer.engines.hf import HFEngine, _arrange
 from trainer.engines.sampling import filtered_logp, sample, uniforms
 from trainer.errors import UserError
@@ -18,7 +18,7 @@ STOP = 7
 
 @pytest.fixture(scope="module")
 def engine(random_model):
-    return HFEngine(str(random_model), stop_ids=[STOP], max_num_seqs=64)
+    return HFEngine(str(random_model), stop_ids=[STOP], settings=Settings(max_num_seqs=64))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(engine):
     everything = collect(engine, asked, seeds_for(asked, 4), Sampling(max_tokens=30))
     again = collect(engine, asked, seeds_for(asked, 4), Sampling(max_tokens=30))
     alone = collect(engine, asked[2:3], [[2003]], Sampling(max_tokens=30))
-    small = HFEngine(engine.lm.config._name_or_path, stop_ids=[STOP], max_num_seqs=3)
+    small = HFEngine(engine.lm.config._name_or_path, stop_ids=[STOP], settings=Settings(max_num_seqs=3))
     waves = collect(small, asked, seeds_for(asked, 4), Sampling(max_tokens=30))
     for where, response in everything.items():
         assert np.array_equal(response.token_ids, again[where].token_ids)
@@ -145,7 +145,8 @@ def test_weights_are_replaced_and_summed(engine, random_model, tmp_path):
     other = make_random_model(tmp_path / "other", seed=3)
     weights = dict(AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).named_parameters())
     fresh = HFEngine(str(random_model), stop_ids=[STOP])
-    assert fresh.load_weights(weights) == checksums(weights, torch.float32)
+    fresh.load_weights(weights)
+    assert fresh.checksums() == corner_checksums(weights, fresh.watched(), torch.float32)
     asked = prompts()
     wanted = collect(HFEngine(str(other), stop_ids=[STOP]), asked, seeds_for(asked, 2), Sampling(20))
     got = collect(fresh, asked, seeds_for(asked, 2), Sampling(20))
@@ -155,12 +156,20 @@ def test_weights_are_replaced_and_summed(engine, random_model, tmp_path):
 
 
 def test_checksums_see_a_single_changed_value():
-    weights = {f"w{i}": torch.zeros(3) for i in range(9)}
-    before = checksums(weights, torch.float32)
-    assert set(before) == {"w0", "w2", "w4", "w6", "w8"}
-    weights["w4"] = torch.tensor([0.0, 1e-7, 0.0])
-    assert checksums(weights, torch.float32) != before
-    assert checksums(weights, torch.bfloat16) != {}
+    weights = {"norm.weight": torch.zeros(9), "up.weight": torch.zeros(3, 9), "embed_tokens.weight": torch.zeros(5, 9)}
+    names = [*weights, "lm_head.weight"]
+    before = corner_checksums(weights, names, torch.float32)
+    assert before["lm_head.weight"] == before["embed_tokens.weight"]  # tied
+    for name, where in (("norm.weight", 8), ("up.weight", (2, 3))):
+        weights[name][where] = 1e-7
+        after = corner_checksums(weights, names, torch.float32)
+        assert [n for n in names if after[n] != before[n]] == [name]
+        before = after
+
+
+def test_watched_names_are_spread():
+    names = [f"w{i}" for i in range(9)]
+    assert spread(names, 5) == ["w0", "w2", "w4", "w6", "w8"] and spread(names[:2]) == names[:2] and spread([]) == []
 
 
 def test_slots_hold_every_response_once_with_its_own_prompt():
@@ -175,8 +184,7 @@ def test_slots_hold_every_response_once_with_its_own_prompt():
 
 
 def test_engines_that_are_not_there_say_so():
-    for name in ("vllm", "sglang"):
-        with pytest.raises(UserError, match=f"'{name}': this engine is not there yet; hf is"):
-            engines.check(name)
-    with pytest.raises(UserError, match="known are hf"):
+    with pytest.raises(UserError, match="'sglang': this engine is not there yet; vllm is"):
+        engines.check("sglang")
+    with pytest.raises(UserError, match="known are hf, vllm"):
         engines.check("fast")

@@ -111,20 +111,20 @@ FLAGS = [
     ("VALIDATION_DATA_DIR", "/v", "trainer.validation_data_dir", "/v"),
     ("WANDB_MODE", "disabled", "trainer.logger", ["console"]),
     ("WANDB_PROJECT", "mine", "trainer.project_name", "mine"),
-    ("ROLLOUT_BACKEND", "hf", "actor_rollout_ref.rollout.name", "hf"),
+    ("ROLLOUT_BACKEND", "vllm", "actor_rollout_ref.rollout.name", "vllm"),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("flag", "value", "key", "wanted"), FLAGS, ids=[f"{flag}={value}" for flag, value, _, _ in FLAGS])
 def test_every_flag_changes_the_configuration(real_default, flag, value, key, wanted):
-    assert pick(real_default, key) != wanted or flag == "ROLLOUT_BACKEND"  # the one engine there is, until there are two
+    assert pick(real_default, key) != wanted
     assert pick(resolved("run_local_sdpo.sh", **{**REAL, flag: value}), key) == wanted
 
 
 def test_an_engine_that_is_not_there_is_said():
-    result = launch("run_local_sdpo.sh", "--cfg", **REAL, ROLLOUT_BACKEND="vllm")
-    assert result.returncode == 2 and "not there yet; hf is" in result.stderr
+    result = launch("run_local_sdpo.sh", "--cfg", **REAL, ROLLOUT_BACKEND="sglang")
+    assert result.returncode == 2 and "this engine is not there yet; vllm is" in result.stderr
 
 
 def test_teacher_flag_and_grpo_share_the_data_and_lengths(real_default):
@@ -162,7 +162,7 @@ def test_what_runs_when_nothing_is_given():
 @pytest.mark.slow
 def test_with_a_gpu_and_the_paper_data(tmp_path):
     """A copy of the project in which datasets/lcb_v6 exists, on a machine whose nvidia-smi lists two GPUs."""
-    for name in ("trainer", "scripts", "experiments", "data", "run_local_sdpo.sh", "requirements.txt", "requirements_vllm.txt", "setup.py"):
+    for name in ("trainer", "scripts", "experiments", "data", "run_local_sdpo.sh", "requirements.txt", "setup.py", "requirements_vllm.txt"):
         source = ROOT / name
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
     (tmp_path / "datasets" / "lcb_v6").mkdir(parents=True)
@@ -171,8 +171,12 @@ def test_with_a_gpu_and_the_paper_data(tmp_path):
     fake.write_text("#!/bin/sh\necho 'GPU 0: H100'\necho 'GPU 1: H100'\n")
     fake.chmod(0o755)
 
+    metadata = tmp_path / "installed" / "vllm-0.32.0.dist-info" / "METADATA"  # the build for GPUs, as set-up looks for it
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+
     def run(**flags):
-        env = {**ENV, "PATH": f"{fake.parent}:{ENV['PATH']}", **flags}
+        env = {**ENV, "PATH": f"{fake.parent}:{ENV['PATH']}", "PYTHONPATH": str(metadata.parents[1]), **flags}
         out = subprocess.run(["bash", str(tmp_path / "run_local_sdpo.sh"), "--cfg"], env=env, capture_output=True, check=False, text=True)
         assert out.returncode == 0, out.stderr
         return yaml.safe_load(out.stdout), out.stderr
@@ -180,7 +184,7 @@ def test_with_a_gpu_and_the_paper_data(tmp_path):
     cfg, said = run()
     assert pick(cfg, "actor_rollout_ref.model.path") == "Qwen/Qwen3-4B" and pick(cfg, "data.train_files") == ["datasets/lcb_v6"]
     assert pick(cfg, "trainer.n_gpus_per_node") == 2
-    assert "ROLLOUT_BACKEND would be vllm on this machine; that engine is not there yet, so hf generates" in said
+    assert pick(cfg, "actor_rollout_ref.rollout.name") == "vllm"
     assert pick(run(CUDA_VISIBLE_DEVICES="1")[0], "trainer.n_gpus_per_node") == 1
     cfg, said = run(CUDA_VISIBLE_DEVICES="")
     assert pick(cfg, "actor_rollout_ref.model.path") == "models/tiny-chains" and "no GPU here" in said

@@ -28,10 +28,9 @@ def make_random_model(folder: Path, *, seed: int = 0, words: tuple[str, ...] = (
     tokenizer = load_chat(str(folder), {}).tokenizer
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"head_dim": 8, "tie_word_embeddings": True}
     model_config = Qwen3Config(
         vocab_size=len(tokenizer),
-        head_dim=8,
-        tie_word_embeddings=True,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -50,22 +49,23 @@ def make_guessing_model(folder: Path, *, seed: int = 0) -> Path:
     def draw(rng: np.random.Generator) -> base.Example:
         return base.example(chat, chat.prompt_ids([{"role": "user", "content": _problem(rng)}]), f"Answer:{rng.integers(3)}")
 
-    shape = base.Shape(hidden_size=32, num_hidden_layers=2, intermediate_size=64)
+    # heads of 32: the smallest that vLLM's CPU build computes
+    shape = base.Shape(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     base.warm_up(folder, chat, shape, base.WarmUp(steps=80, batch=16, lr=1e-2, seed=seed), draw, "guessing")
     return folder
 
 
-def _problem(rng: np.random.Generator) -> str:
-    while (problem := chains.draw_problem(rng, 5)) and chains.solve(problem)[-1] not in "012":
+def _problem(rng: np.random.Generator, answers: str = "012") -> str:
+    while (problem := chains.draw_problem(rng, 5)) and chains.solve(problem)[-1] not in answers:
         pass
     return problem
 
 
-def write_chains(folder: Path, *, train: int, test: int) -> Path:
-    """Write chains whose answers are 0, 1 or 2 as Parquet."""
+def write_chains(folder: Path, *, train: int, test: int, answers: str = "012") -> Path:
+    """Write chains with these answers as Parquet."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
-        problems = [_problem(rng) for _ in range(count)]
+        problems = [_problem(rng, answers) for _ in range(count)]
         records = [
             {"kind": "tiny", "dataset": "tiny_chains", "prompt": p, "answer": chains.solve(p)[-1], "idx": i} for i, p in enumerate(problems)
         ]

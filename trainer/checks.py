@@ -18,7 +18,7 @@ from trainer.dataset import PromptOrder, load_prompts
 from trainer.errors import UserError
 from trainer.rewards.sandbox import Job, Limits, Sandbox, SandboxError
 from trainer.types import Prompt
-from trainer.workers.setup import choose_device
+from trainer.workers.setup import choose_device, max_model_len
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,21 @@ def _read(config: Config, chat: Chat, split: str, notices: list[str]) -> tuple[P
             f"{loaded.too_long} of {loaded.too_long + len(loaded.prompts)} prompts in {key} are longer than "
             f"data.max_prompt_length={data.max_prompt_length} tokens and left out"
         )
+    _check_lengths(config, loaded.prompts)
     return loaded.prompts
+
+
+def _check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError naming a prompt that leaves no room for a whole response in the engine's context."""
+    limit, response = max_model_len(config), config.data.max_response_length
+    over = [prompt for prompt in prompts if len(prompt.token_ids) + response > limit]
+    if over:
+        worst = max(over, key=lambda prompt: len(prompt.token_ids))
+        raise UserError(
+            f"actor_rollout_ref.rollout.max_model_len={limit}: {len(over)} of {len(prompts)} prompts leave less than "
+            f"data.max_response_length={response} tokens for the response; the longest, uid {worst.uid!r}, has {len(worst.token_ids)}. "
+            f"Raise max_model_len to {len(worst.token_ids) + response}, or lower data.max_prompt_length."
+        )
 
 
 def _try_reward(config: Config, prompt: Prompt) -> None:

@@ -8,18 +8,20 @@ It runs on the driver and knows neither Ray nor FSDP: `Workers` sample and train
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainer import config as config_module
 from trainer import metrics as m
 from trainer import validation
-from trainer.batching import make_plan
+from trainer.batching import Plan, make_plan
+from trainer.chat import Chat
 from trainer.checkpoint import Checkpoints, SaveError, has_moving_teacher
 from trainer.checks import Prepared
 from trainer.config.schema import Config
@@ -34,8 +36,12 @@ from trainer.rewards.pool import VerifierPool
 from trainer.schedule import learning_rate
 from trainer.seeds import derive
 from trainer.tracking import Tracker
-from trainer.types import Batch, Group, Outcome, Prompt, Rollout, Verdict
+from trainer.types import Batch, Group, Outcome, Prompt, Rollout, Sample, Verdict
 from trainer.workers.base import Report, Workers
+from trainer.workers.setup import compute_dtype
+
+PARITY_PROMPTS, PARITY_TOKENS = 8, 64  # what student and sampler are compared on before the first step
+AHEAD = "ahead.json"  # in a checkpoint: the next step's rollouts, where they are sampled a step ahead
 
 
 class Interrupted(Exception):
@@ -66,6 +72,9 @@ class Loop:
         self.nonfinite_in_a_row = 0
         self.stop_requested = False
         self.told: set[str] = set()
+        self.once: dict[str, float] = {}  # metrics of the start, logged with the first step
+        self.ahead: Future[Sampled] | None = None  # the next step's rollouts, with trainer.rollout_overlap
+        self.leaving = False  # `run` ends: what is being sampled ahead ends as well
         if self.train:
             self.order, self.total_steps = prepared.order, prepared.total_steps
 
@@ -73,51 +82,102 @@ class Loop:
         """Train from the current step to the last, validating and saving on the way."""
         trainer = self.config.trainer
         self.workers.sync()
+        if self.step < self.total_steps:
+            self.check_parity()
         if validation_due(self.config, self.step, self.total_steps, self.last_validation):  # at step 0, or interrupted there
             self.validate()
-        saved = self.step
-        while self.step < self.total_steps:
-            if self.stop_requested:
-                raise Interrupted
-            self.train_step()
-            last = self.step == self.total_steps
-            if validation_due(self.config, self.step, self.total_steps, self.last_validation):
-                self.validate()
-            if trainer.save_freq and (last or self.step % trainer.save_freq == 0):
-                saved = self._save_or_warn(saved, last)
+        saved, self.leaving, self.background = self.step, False, ThreadPoolExecutor(1)
+        try:
+            while self.step < self.total_steps:
+                if self.stop_requested:
+                    raise Interrupted
+                self.train_step()
+                last = self.step == self.total_steps
+                if validation_due(self.config, self.step, self.total_steps, self.last_validation):
+                    self.validate()
+                if trainer.save_freq and (last or self.step % trainer.save_freq == 0):
+                    saved = self._save_or_warn(saved, last)
+        finally:
+            self.leaving = True
+            self.background.shutdown()
+
+    def check_parity(self) -> None:
+        """Let the engine sample a few responses and the student score them. Raises UserError if they are not the same model."""
+        rollout = self.config.actor_rollout_ref.rollout
+        prompts = self.train[:PARITY_PROMPTS]
+        sampling = Sampling(min(PARITY_TOKENS, self.config.data.max_response_length), rollout.temperature)
+        seeds = [[derive(self.config.data.seed, "parity", prompt.uid)] for prompt in prompts]
+        responses = [r for some in self.workers.generate([p.token_ids for p in prompts], seeds, sampling) for r in some]
+        samples = [
+            Sample(prompts[r.prompt].uid, 0, i, prompts[r.prompt].token_ids, r.token_ids, r.sampler_logp) for i, r in enumerate(responses)
+        ]
+        plan = self._plan(Batch(samples), 1)
+        scored = self.workers.score(Batch(samples), plan)
+        self.workers.sync()  # a colocated engine gave its memory back meanwhile
+        gaps = np.concatenate([np.abs(scored[i] - sample.sampler_logp) for i, sample in enumerate(samples)])
+        self.once = {"rollout/start_logp_gap_mean": float(gaps.mean()), "rollout/start_logp_gap_max": float(gaps.max())}
+        full = compute_dtype(self.config, torch.device(self.prepared.device)) == torch.float32
+        limit = rollout.max_logp_gap or (1e-3 if full else 0.05)
+        if not gaps.mean() <= limit:
+            raise UserError(
+                f"engine and student are not the same model: their log-probs of {len(gaps)} sampled tokens differ by {gaps.mean():.3g} "
+                f"nats on average, {gaps.max():.3g} at most (actor_rollout_ref.rollout.max_logp_gap={limit:g}). What can be: another "
+                "dtype in the engine, a temperature applied on one side only, stale or partly loaded weights, a model that "
+                f"{rollout.name} computes differently. ROLLOUT_BACKEND=hf tells whether it is the engine."
+            )
+        self.display.say(f"engine and student agree: log-prob gap mean {gaps.mean():.1e}, max {gaps.max():.1e} over {len(gaps)} tokens")
 
     def train_step(self) -> dict[str, float]:
         """Run one training step and log it."""
         config, clock, step = self.config, Clock(), self.step + 1
-        rollout = config.actor_rollout_ref.rollout
-        prompts = [self.train[i] for i in self.order.batch_of(step)]
-        sampling = Sampling(config.data.max_response_length, rollout.temperature, rollout.top_p, rollout.top_k)
-
-        groups = self.sample(prompts, rollout.n, sampling, ("rollout", step), clock)
+        sampled = self.ahead.result() if self.ahead else self.sample_step(step)
+        groups, self.ahead = sampled.groups, None
+        if config.trainer.rollout_overlap and step < self.total_steps:
+            self.ahead = self.background.submit(self.sample_step, step + 1)
         with clock("peers"):
             batch = self.objective.prepare(groups, self.chat, step)
-            plan = make_plan(
-                batch,
-                len(groups),
-                config.actor_rollout_ref.actor,
-                world_size=self.workers.world_size,
-                max_response_length=config.data.max_response_length,
-            )
+            plan = self._plan(batch, len(groups))
         rate = learning_rate(config.actor_rollout_ref.actor.optim, step, self.total_steps)
         with clock("update"):
             report = self.workers.update(batch, plan, rate) if plan.mini_batches else Report()
         self._check_finite(report, batch, step)
+        with clock("rollout_wait"):
+            self._await_ahead()
         with clock("sync"):
             self.workers.sync()
         self.step = step
 
         write_rollouts(Path(config.trainer.rollout_data_dir) / f"{step}.jsonl", groups, self.chat, step, batch.contexts)
-        metrics = self._metrics(groups, batch, report, rate, clock)
+        metrics = self._metrics(groups, batch, report, rate, {**sampled.seconds, **clock.seconds}, clock.total) | self.once
+        self.once = {}
         self.tracker.log(metrics, step)
         self.display.step(step, self.total_steps, metrics)
         for warning in self.monitor.check(metrics):
             self.display.warn(f"step {step}: {warning}")
         return metrics
+
+    def _plan(self, batch: Batch, groups: int) -> Plan:
+        return make_plan(
+            batch,
+            groups,
+            self.config.actor_rollout_ref.actor,
+            world_size=self.workers.world_size,
+            max_response_length=self.config.data.max_response_length,
+        )
+
+    def sample_step(self, step: int) -> "Sampled":
+        """Sample and judge the groups of a training step with the weights the engines hold."""
+        clock, rollout = Clock(), self.config.actor_rollout_ref.rollout
+        prompts = [self.train[i] for i in self.order.batch_of(step)]
+        sampling = Sampling(self.config.data.max_response_length, rollout.temperature, rollout.top_p, rollout.top_k)
+        return Sampled(self.sample(prompts, rollout.n, sampling, ("rollout", step), clock), clock.seconds)
+
+    def _await_ahead(self) -> None:
+        """Wait until the engines are idle: weights never change within a rollout. An interruption leaves this step to be finished."""
+        if self.ahead is not None and isinstance(error := self.ahead.exception(), BaseException):
+            self.ahead = None
+            if not isinstance(error, Interrupted):
+                raise error
 
     def sample(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, purpose: tuple[str, int], clock: "Clock") -> list[Group]:
         """Sample n rollouts of each prompt and judge them as they finish."""
@@ -130,8 +190,9 @@ class Loop:
                     where = response.prompt, response.sample
                     rollouts[where] = self._rollout(response)
                     verdicts[where] = self._judge(prompts[response.prompt], rollouts[where])
-                if self.stop_requested:
+                if self.stop_requested or self.leaving:
                     raise Interrupted
+        self._tell_restart()
         with clock("verify"):
             judged = {where: verdict.result() for where, verdict in verdicts.items()}
         self._tell_errors(judged.values())
@@ -174,8 +235,14 @@ class Loop:
             "first_validation": self.first_validation,
             "last_validation": self.last_validation,
         }
+
+        def write(folder: Path) -> None:
+            self.workers.save(folder)
+            if self.ahead is not None:
+                write_text(folder / AHEAD, json.dumps(self.ahead.result().state()))
+
         with self.display.working(f"saving step {self.step}"):
-            return self.checkpoints.save(self.step, self.workers.save, state)
+            return self.checkpoints.save(self.step, write, state)
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: `state` is its trainer.json."""
@@ -188,7 +255,18 @@ class Loop:
         self.seen = m.Seen(**state["seen"])
         self.monitor.restore(state["monitor"])
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        if self.config.trainer.rollout_overlap and (folder / AHEAD).is_file() and state["data"] == self.order.fingerprint(self.train):
+            prompts = [self.train[i] for i in self.order.batch_of(self.step + 1)]
+            self.ahead = Future()
+            self.ahead.set_result(Sampled.restored(json.loads((folder / AHEAD).read_text()), prompts, self.chat))
         self.first_validation, self.last_validation = state["first_validation"], state["last_validation"]
+
+    def _tell_restart(self) -> None:
+        """Warn once of an engine that died and was started again."""
+        death = self.workers.death
+        if death and death not in self.told:
+            self.told.add(death)
+            self.display.warn(f"an engine was started again, and what it had not finished was sampled again. {death}")
 
     def _tell_errors(self, verdicts: Iterable[Verdict]) -> None:
         """Warn of every new way in which the verifier itself failed."""
@@ -207,7 +285,9 @@ class Loop:
         info = {**prompt.extra_info, "truncated": not rollout.finished}
         return self.verifiers.submit(prompt.data_source, rollout.text, prompt.ground_truth, info)
 
-    def _metrics(self, groups: list[Group], batch: Batch, report: Report, rate: float, clock: "Clock") -> dict[str, float]:
+    def _metrics(
+        self, groups: Sequence[Group], batch: Batch, report: Report, rate: float, seconds: Mapping[str, float], total: float
+    ) -> dict[str, float]:
         distill = self.config.actor_rollout_ref.actor.self_distillation
         tokens = sum(len(r.token_ids) for group in groups for r in group.rollouts)
         out = {
@@ -220,9 +300,10 @@ class Loop:
             **self.seen.update(groups, distill.success_reward_threshold),
             "actor/lr": rate,
             "actor/skipped_steps": report.skipped,
-            **{f"timing_s/{name}": seconds for name, seconds in {**clock.seconds, **report.seconds}.items()},
-            "timing_s/step": clock.total,
-            "perf/throughput": tokens / clock.total,
+            "rollout/engine_restarts": self.workers.restarts,
+            **{f"timing_s/{name}": value for name, value in {**seconds, **report.seconds}.items()},
+            "timing_s/step": total,
+            "perf/throughput": tokens / total,
         }
         if report.losses:
             out |= {"actor/pg_loss": float(np.mean(report.losses)), "actor/grad_norm": float(np.mean(report.grad_norms))}
@@ -270,6 +351,47 @@ def validation_due(config: Config, step: int, total_steps: int, last: Mapping[st
     if step == 0:
         return trainer.val_before_train
     return bool(trainer.test_freq) and (step == total_steps or step % trainer.test_freq == 0)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The judged groups of a step, and how long they took by phase."""
+
+    groups: Sequence[Group]
+    seconds: Mapping[str, float]
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of them, as JSON has it."""
+        groups = [
+            [
+                {
+                    "token_ids": rollout.token_ids.tolist(),
+                    "sampler_logp": rollout.sampler_logp.tolist(),
+                    "finished": rollout.finished,
+                    "verdict": asdict(verdict),
+                }
+                for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+            ]
+            for group in self.groups
+        ]
+        return {"groups": groups, "seconds": dict(self.seconds)}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], prompts: Sequence[Prompt], chat: Chat) -> "Sampled":
+        """Return the groups of these prompts as they were."""
+
+        def rollout(row: Mapping[str, Any]) -> Rollout:
+            ids = np.array(row["token_ids"], np.int32)
+            return Rollout(chat.decode(ids), ids, np.array(row["sampler_logp"], np.float32), row["finished"])
+
+        def verdict(row: Mapping[str, Any]) -> Verdict:
+            return Verdict(**{**row["verdict"], "outcome": Outcome(row["verdict"]["outcome"])})
+
+        groups = [
+            Group(prompt, [rollout(row) for row in rows], [verdict(row) for row in rows])
+            for prompt, rows in zip(prompts, state["groups"], strict=True)
+        ]
+        return cls(groups, state["seconds"])
 
 
 class Clock:

@@ -101,7 +101,7 @@ def _train_or_show(prepared: "Prepared", display: "Display", command: str) -> in
 def _guarded(work: Callable[[], int], command: str | None) -> int:
     """Do the work; when a worker or a library breaks, show its own traceback and the command to go on with, and return 1."""
     from trainer.checkpoint import SaveError
-    from trainer.workers.ray_workers import explain
+    from trainer.workers.ray_calls import explain
 
     try:
         return work()

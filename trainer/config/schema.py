@@ -236,6 +236,14 @@ class Rollout:
     top_p: float
     top_k: int
     max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None
+    tensor_model_parallel_size: int
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    n_gpus: int
+    engine_timeout: float
+    max_logp_gap: float | None
     val_kwargs: SamplingConfig
 
     def __post_init__(self) -> None:
@@ -243,6 +251,17 @@ class Rollout:
         engines.check(self.name)
         _between(f"{prefix}.n", self.n, 1)
         _between(f"{prefix}.max_num_seqs", self.max_num_seqs, 1)
+        _between(f"{prefix}.max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        _between(f"{prefix}.max_model_len", self.max_model_len, 2)
+        _between(f"{prefix}.tensor_model_parallel_size", self.tensor_model_parallel_size, 1)
+        _between(f"{prefix}.gpu_memory_utilization", self.gpu_memory_utilization, 0, 1, open_low=True)
+        _between(f"{prefix}.n_gpus", self.n_gpus, 0)
+        _between(f"{prefix}.engine_timeout", self.engine_timeout, 0, open_low=True)
+        _between(f"{prefix}.max_logp_gap", self.max_logp_gap, 0, open_low=True)
+        if self.n_gpus % self.tensor_model_parallel_size:
+            raise UserError(
+                f"{prefix}.n_gpus={self.n_gpus} is no multiple of {prefix}.tensor_model_parallel_size={self.tensor_model_parallel_size}."
+            )
         _between(f"{prefix}.temperature", self.temperature, 0, open_low=True)
         _between(f"{prefix}.val_kwargs.n", self.val_kwargs.n, 1)
         if self.val_kwargs.do_sample:
@@ -344,11 +363,13 @@ class Trainer:
     validation_data_dir: str
     log_dir: str
     max_nonfinite_steps: int
+    rollout_overlap: int
     dry_run: bool
 
     def __post_init__(self) -> None:
         _one_of("trainer.device", self.device, ("auto", "cpu", "cuda"))
         _one_of("trainer.resume_mode", self.resume_mode, ("auto", "disable", "resume_path"))
+        _one_of("trainer.rollout_overlap", self.rollout_overlap, (0, 1))
         for name in self.logger:
             _one_of("trainer.logger", name, ("console", "wandb", "tensorboard"))
         for key in ("n_gpus_per_node", "nnodes", "total_epochs", "total_training_steps", "max_actor_ckpt_to_keep", "max_nonfinite_steps"):
@@ -382,6 +403,11 @@ class Config:
                 f"data.train_batch_size={data.train_batch_size} prompts do not divide into mini-batches of "
                 f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: set that to a divisor too "
                 "(TRAIN_BATCH_SIZE sets both)."
+            )
+        if self.trainer.rollout_overlap and not rollout.n_gpus:
+            raise UserError(
+                "trainer.rollout_overlap=1 samples the next step while this one trains, so the engines need GPUs of their own: set "
+                "actor_rollout_ref.rollout.n_gpus (on a CPU: the number of engine processes), or trainer.rollout_overlap=0."
             )
         longest = data.max_prompt_length + data.max_response_length
         if actor.policy_loss.loss_mode == "sdpo":

@@ -10,17 +10,16 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "hf": "trainer.engines.hf:HFEngine",
+    "vllm": "trainer.engines.vllm:VLLMEngine",
 }
 # Names people know from elsewhere: said, not ignored.
-NOT_YET = ("vllm", "sglang")
+NOT_YET = ("sglang",)
 
 
 def check(name: str) -> str:
     """Return `name`; raise UserError saying which engines there are if it is none of them."""
     if name in NOT_YET:
-        raise UserError(
-            f"actor_rollout_ref.rollout.name={name!r}: this engine is not there yet; {', '.join(ENGINES)} is (ROLLOUT_BACKEND=hf)."
-        )
+        raise UserError(f"actor_rollout_ref.rollout.name={name!r}: this engine is not there yet; vllm is (ROLLOUT_BACKEND=vllm).")
     if name not in ENGINES:
         raise UserError(f"actor_rollout_ref.rollout.name={name!r}: known are {', '.join(ENGINES)}.")
     return name

@@ -6,6 +6,7 @@ What it simplifies: no paging and no refilling; `max_num_seqs` sequences run as 
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from trainer.engines.base import Engine, Response, Sampling, checksums
+from trainer.engines.base import HEARTBEAT, Engine, Response, Sampling, Settings, corner_checksum, spread
 from trainer.engines.sampling import sample, uniforms
 from trainer.fused import Head
 from trainer.models import build_lm
@@ -146,15 +147,14 @@ class HFEngine(Engine):
         stop_ids: Sequence[int],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        max_num_seqs: int = 256,
-        trust_remote_code: bool = False,
+        settings: Settings = Settings(),  # noqa: B008  frozen
     ) -> None:
-        self.device, self.dtype, self.max_num_seqs = torch.device(device), dtype, max_num_seqs
-        self.lm = build_lm(path, attention="cached", dtype=dtype, trust_remote_code=trust_remote_code).to(self.device)
+        self.device, self.dtype, self.max_num_seqs = torch.device(device), dtype, settings.max_num_seqs
+        self.lm = build_lm(path, attention="cached", dtype=dtype, trust_remote_code=settings.trust_remote_code).to(self.device)
         self.stop = torch.tensor(list(stop_ids), device=self.device)
         self.storage = Storage()
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         own = dict(self.lm.named_parameters())
         if own.keys() != weights.keys():
             odd = sorted(own.keys() ^ weights.keys())[:3]
@@ -162,7 +162,13 @@ class HFEngine(Engine):
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
-        return checksums(own, self.dtype)
+
+    def watched(self) -> list[str]:
+        return spread([name for name, _ in self.lm.named_parameters()])
+
+    def checksums(self) -> dict[str, int]:
+        own = dict(self.lm.named_parameters())
+        return {name: corner_checksum(own[name], self.dtype) for name in self.watched()}
 
     def sleep(self) -> None:
         if self.device.type == "cuda":
@@ -193,8 +199,11 @@ class HFEngine(Engine):
         cache.keep(self._index(slots), self._index([]))
         per_row = self._index(np.repeat(slots, len(rows) // len(slots)))
         who, lengths, logits = self._index(rows), prompt_lengths[per_row], first_logits[per_row]
-        running = rows != nobody
+        running, heard = rows != nobody, time.monotonic()
         for position in range(sampling.max_tokens):
+            if time.monotonic() - heard > HEARTBEAT:
+                heard = time.monotonic()
+                yield []
             token, logp = sample(logits, draws[who, position], sampling)
             ids[who, position], logps[who, position] = token.int(), logp
             ended = torch.isin(token, self.stop).cpu().numpy() & running

@@ -69,7 +69,9 @@ class Actor:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         steps = [step for _ in range(self.actor.ppo_epochs) for step in share.steps]
-        old_logp = self._score(share, report) if len(steps) > 1 else None
+        start = self._now()
+        old_logp = self.score(share) if len(steps) > 1 else None  # before any of them moves the student
+        report.seconds["old_logp"] += self._now() - start
         moved = False
         for step in steps:
             loss = torch.zeros((), device=self.device)
@@ -122,9 +124,9 @@ class Actor:
         return self._run(self.second, self._pack(contexts), lambda hidden, head: (hidden, head))
 
     @torch.no_grad()
-    def _score(self, share: Share, report: Report) -> dict[int, np.ndarray]:
-        """Return the student's log-probs of every sample's tokens before this step; needed with several optimizer steps."""
-        start, scores = self._now(), {}
+    def score(self, share: Share) -> dict[int, np.ndarray]:
+        """Return the student's log-probs of every sample's tokens, float32 [T], at the run's temperature."""
+        scores = {}
         for step in share.steps:
             for micro in step:
                 samples = [share.samples[i] for i in micro]
@@ -135,7 +137,6 @@ class Actor:
                     lambda hidden, head, tokens=tokens: self._sampled_logp(hidden, head, tokens),
                 )
                 scores |= {i: record["logp"] for i, record in self._by_sample(micro, samples, {"logp": logp})}
-        report.seconds["old_logp"] += self._now() - start
         return scores
 
     def _optimizer_step(self, loss: Tensor, report: Report) -> bool:
@@ -204,10 +205,13 @@ class Actor:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return on rank 0 the student's weights whole, by the model's own names, on the CPU in `dtype`; else nothing."""
+    def weights(self, dtype: torch.dtype, only: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return on rank 0 the student's weights whole, by the model's own names, on the CPU in `dtype`; else nothing.
+
+        `only` names those wanted; the head of tied embeddings goes by the embedding's name.
+        """
         reshard(self.student)
-        return whole_weights(self.student, dtype, keep=self.rank == 0)
+        return whole_weights(self.student, dtype, keep=self.rank == 0, only=only)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of the training state, and from rank 0 `huggingface/`, into an existing folder.

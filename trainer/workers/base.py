@@ -40,6 +40,8 @@ class Workers(ABC):
     """The actor's ranks and the engines of a run."""
 
     world_size: int
+    restarts: int = 0  # engines that died and were started again, in this process of the run
+    death: str = ""  # how the last of them died
 
     @abstractmethod
     def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[Response]]:
@@ -48,6 +50,10 @@ class Workers(ABC):
     @abstractmethod
     def update(self, batch: Batch, plan: Plan, learning_rate: float) -> Report:
         """Train a step on all ranks and return their reports as one."""
+
+    @abstractmethod
+    def score(self, batch: Batch, plan: Plan) -> dict[int, np.ndarray]:
+        """Return the student's log-probs of the samples' tokens, by position in the batch, without training."""
 
     @abstractmethod
     def sync(self) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from trainer.batching import Plan
 from trainer.config.schema import Config
-from trainer.engines.base import Response, Sampling, checksums
+from trainer.engines.base import Response, Sampling, corner_checksums
 from trainer.types import Batch
 from trainer.workers.actor import Actor
 from trainer.workers.base import Report, Workers, compare_checksums, shares
@@ -24,6 +24,7 @@ class LocalWorkers(Workers):
         self.dtype = compute_dtype(config, torch.device(device))
         self.actor = Actor(config, device=device)
         self.engine = build_engine(config, device)
+        self.watched = self.engine.watched()
 
     def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[Response]]:
         yield from self.engine.generate(prompts, seeds, sampling)
@@ -31,13 +32,18 @@ class LocalWorkers(Workers):
     def update(self, batch: Batch, plan: Plan, learning_rate: float) -> Report:
         self.engine.sleep()
         (share,) = shares(batch, plan)
-        report = self.actor.update(share, learning_rate)
-        self.engine.wake()
-        return report
+        return self.actor.update(share, learning_rate)
 
     def sync(self) -> None:
         weights = self.actor.weights(self.dtype)
-        compare_checksums(checksums(weights, self.dtype), self.engine.load_weights(weights), engine=0)
+        self.engine.wake("weights")
+        self.engine.load_weights(weights)
+        compare_checksums(corner_checksums(weights, self.watched, self.dtype), self.engine.checksums(), engine=0)
+        self.engine.wake("kv_cache")
+
+    def score(self, batch: Batch, plan: Plan) -> dict[int, np.ndarray]:
+        (share,) = shares(batch, plan)
+        return self.actor.score(share)
 
     def save(self, folder: Path) -> None:
         self.actor.save(str(folder))

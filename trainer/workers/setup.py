@@ -6,7 +6,7 @@ import torch
 
 from trainer import engines, models
 from trainer.config.schema import Config
-from trainer.engines.base import Engine
+from trainer.engines.base import Engine, Settings
 from trainer.errors import UserError
 from trainer.machine import cores
 
@@ -21,15 +21,26 @@ def choose_device(config: Config) -> str:
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    rollout = config.actor_rollout_ref.rollout
+    if device == "cpu" and rollout.tensor_model_parallel_size > 1:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} is for GPUs; on a CPU it must be 1."
+        )
+    if not rollout.n_gpus and config.trainer.n_gpus_per_node % rollout.tensor_model_parallel_size:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size}: an engine shares the GPUs of that "
+            f"many ranks, trainer.n_gpus_per_node={config.trainer.n_gpus_per_node} is no multiple of it."
+        )
     if device == "cuda":
         here = torch.cuda.device_count()
         if here == 0:
             raise UserError(
                 "trainer.device=cuda, but this machine shows no GPU to PyTorch: trainer.device=cpu, or a PyTorch build with CUDA."
             )
-        if config.trainer.nnodes == 1 and config.trainer.n_gpus_per_node > here:
+        if config.trainer.nnodes == 1 and config.trainer.n_gpus_per_node + rollout.n_gpus > here:
+            own = f" and actor_rollout_ref.rollout.n_gpus={rollout.n_gpus} more" if rollout.n_gpus else ""
             raise UserError(
-                f"trainer.n_gpus_per_node={config.trainer.n_gpus_per_node}, but {here} are visible: lower it (N_GPUS_PER_NODE)."
+                f"trainer.n_gpus_per_node={config.trainer.n_gpus_per_node}{own}, but {here} are visible: lower it (N_GPUS_PER_NODE)."
             )
     return device
 
@@ -46,14 +57,45 @@ def build_engine(config: Config, device: str) -> Engine:
     """Return the engine `rollout.name`, with the student's initial weights."""
     model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     chat = models.load_chat(model.path, {}, trust_remote_code=model.trust_remote_code)
+    settings = Settings(
+        max_num_seqs=rollout.max_num_seqs,
+        max_model_len=max_model_len(config),
+        max_num_batched_tokens=rollout.max_num_batched_tokens,
+        tensor_parallel=rollout.tensor_model_parallel_size,
+        memory_share=rollout.gpu_memory_utilization,
+        eager=rollout.enforce_eager,
+        sleeps=rollout.n_gpus == 0 and not config.trainer.val_only,
+        transfer=transfer_kind(config, device),
+        trust_remote_code=model.trust_remote_code,
+    )
     return engines.engine_class(rollout.name)(
         model.path,
         stop_ids=chat.stop_ids(models.generation_eos(model.path)),
         device=device,
         dtype=compute_dtype(config, torch.device(device)),
-        max_num_seqs=rollout.max_num_seqs,
-        trust_remote_code=model.trust_remote_code,
+        settings=settings,
     )
+
+
+def max_model_len(config: Config) -> int:
+    """Return how many tokens prompt and response may have together: `rollout.max_model_len`, or both budgets."""
+    return config.actor_rollout_ref.rollout.max_model_len or config.data.max_prompt_length + config.data.max_response_length
+
+
+def engine_count(config: Config, device: str) -> int:
+    """Return how many engines there are: GPUs by `tensor_model_parallel_size`; on a CPU `rollout.n_gpus`, at least one."""
+    rollout = config.actor_rollout_ref.rollout
+    if device == "cpu":
+        return max(1, rollout.n_gpus)
+    return (rollout.n_gpus or config.trainer.world_size) // rollout.tensor_model_parallel_size
+
+
+def transfer_kind(config: Config, device: str) -> str | None:
+    """Return how weights get into the engines: by vLLM's "ipc" (same GPUs) or "nccl" (GPUs of their own); None: by shared memory."""
+    rollout = config.actor_rollout_ref.rollout
+    if device == "cpu" or rollout.name != "vllm" or config.trainer.val_only:
+        return None
+    return "nccl" if rollout.n_gpus else "ipc"
 
 
 def use_threads(processes: int) -> None:

@@ -1,6 +1,7 @@
 """FSDP2 (`fully_shard`) around a model, on any number of ranks, one included: the same code path everywhere."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -58,13 +59,15 @@ def reshard(model: ForestLM) -> None:
             module.reshard()
 
 
-def whole_weights(model: ForestLM, dtype: torch.dtype, *, keep: bool = True) -> dict[str, torch.Tensor]:
+def whole_weights(model: ForestLM, dtype: torch.dtype, *, keep: bool = True, only: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
     """Return all parameters under the language model's own names, whole, on the CPU; nothing where `keep` is False.
 
     Collective: every rank calls it, one tensor is whole at a time.
     """
     weights = {}
     for name, parameter in model.lm.named_parameters():
+        if only is not None and name not in only and not name.endswith("embed_tokens.weight"):
+            continue
         tensor = parameter.detach()
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
