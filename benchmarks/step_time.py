@@ -1,6 +1,6 @@
 """Where a MOPD step spends its time, in one process without Ray.
 
-    python -m benchmarks.step_time [--size 3.2m] [--prompts 4] [--rollouts 8] [--tokens 64] [--steps 12]
+    python -m benchmarks.step_time [--size 3.2m] [--prompts 4] [--rollouts 8] [--tokens 64] [--steps 12] [--engine hf]
 
 A random model, so that nothing is learned and every step costs the same; a coin for a verifier, so that groups are
 mixed and the teacher reads 2 successes and 1 failure. Prints a table and writes benchmarks/results/step_time.json.
@@ -31,7 +31,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 """
 
 
-def measure(size: str, prompts: int, rollouts: int, tokens: int, steps: int, device: str) -> dict:
+def measure(size: str, prompts: int, rollouts: int, tokens: int, steps: int, device: str, engine: str = "hf") -> dict:
     """Run `steps` training steps after two warm-up steps and return medians by phase."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -52,6 +52,7 @@ def measure(size: str, prompts: int, rollouts: int, tokens: int, steps: int, dev
                 f"data.train_batch_size={prompts}",
                 f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
                 f"actor_rollout_ref.rollout.n={rollouts}",
+                f"actor_rollout_ref.rollout.name={engine}",
                 "data.max_prompt_length=32",
                 f"data.max_response_length={tokens}",
                 f"{distill}.include_another_solution=True",

@@ -19,10 +19,14 @@ def test_a_step_by_phase(tmp_path):
     assert written["seconds"] == seconds and written["machine"]
 
 
-def test_rollouts_beside_generate(random_model):
-    (row,) = rollout.measure(random_model, [8], tokens=6, repeats=2)
-    assert row["sequences"] == 8 and row["hf"] > 0 and row["generate"] > 0
-    assert row["ratio"] == pytest.approx(row["hf"] / row["generate"], rel=1)
+def test_rollouts_beside_generate(guessing_model, tmp_path):
+    rows = rollout.measure(guessing_model, ["hf", "vllm"], [1, 8], tokens=6, repeats=2)
+    assert [row["sequences"] for row in rows] == [1, 8]
+    for row in rows:
+        assert all(row[name] > 0 for name in ("hf", "vllm", "generate")) and row["ratio"].keys() == {"hf", "vllm"}
+        assert row["ratio"]["hf"] == pytest.approx(row["hf"] / row["generate"], rel=1)
+    rollout.plot(rows, "both", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 def test_verifiers_by_process_and_through_the_pool():
