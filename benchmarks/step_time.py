@@ -3,7 +3,7 @@
     python -m benchmarks.step_time [--size 3.2m] [--prompts 4] [--rollouts 8] [--tokens 64] [--steps 12] [--engine hf]
 
 A random model, so that nothing is learned and every step costs the same; a coin for a verifier, so that groups are
-mixed and the teacher reads 2 successes and 1 failure. Prints a table and writes benchmarks/results/step_time.json.
+mixed and the teacher reads 2 successes and 1 failure. Prints a table and writes benchmarks/results/step_time_ENGINE.json.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from data.preprocess import to_row, write_parquet
 from experiments.tiny.chains import draw_problem
 from trainer import checks, config
 from trainer.display import Display
+from trainer.engines import ENGINES
 from trainer.machine import cores
 from trainer.session import started
 
@@ -83,6 +84,7 @@ def measure(size: str, prompts: int, rollouts: int, tokens: int, steps: int, dev
             "max_tokens": tokens,
             "steps": steps,
             "device": device,
+            "engine": engine,
         },
         "seconds": {**phases, "rest": step - sum(phases.values()), "step": step},
         "step_seconds_min_max": [float(f([m["timing_s/step"] for m in measured])) for f in (min, max)],
@@ -103,11 +105,12 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--engine", choices=list(ENGINES), default="hf")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(cores())
-    results = measure(options.size, options.prompts, options.rollouts, options.tokens, options.steps, options.device)
+    results = measure(options.size, options.prompts, options.rollouts, options.tokens, options.steps, options.device, options.engine)
 
     step = results["seconds"]["step"]
     table = Table(
@@ -121,7 +124,7 @@ def main() -> None:
         table.add_row(name, f"{seconds:.4f}", f"{seconds / step:.0%}")
     Console().print(table)
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in results["tokens_per_second"].items())
-    print(f"response tokens per second: {rates}\n{write_results('step_time', results, options.out)}")
+    print(f"response tokens per second: {rates}\n{write_results(f'step_time_{options.engine}', results, options.out)}")
 
 
 if __name__ == "__main__":
