@@ -6,6 +6,7 @@
 # it is. Otherwise .venv is made beside this file's folder; a second call installs nothing.
 
 TORCH=2.13.0
+VENV=$ROOT/.venv
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 say() { printf '%s\n' "$*" >&2; }
@@ -92,16 +93,16 @@ use_environment() {
       PYTHON=$active
       return
     fi
-    say "the active environment ($active) lacks: $lacking; using $ROOT/.venv instead"
+    say "the active environment ($active) lacks: $lacking; using $VENV instead"
   fi
 
-  PYTHON=$ROOT/.venv/bin/python
+  PYTHON=$VENV/bin/python
   for file in "${files[@]}"; do
     if ! [ -e "$(stamp_of "$file")" ] || ! [ -x "$PYTHON" ]; then needed+=("$file"); fi
   done
   if [ ${#needed[@]} -eq 0 ]; then return; fi
   (
-    exec 9>"$ROOT/.venv.lock"
+    exec 9>"$VENV.lock"
     ! command -v flock >/dev/null 2>&1 || flock 9
     install_environment "${needed[@]}"
   ) || exit 2
@@ -109,7 +110,7 @@ use_environment() {
 
 # The file that says that .venv holds what a requirements file asks for, as it stands now.
 stamp_of() {
-  printf '%s/.venv/installed-%s-%s' "$ROOT" "$(basename "$1" .txt)" "$(cat "$1" "$ROOT/setup.py" <(echo "$TORCH") | cksum | cut -d' ' -f1)"
+  printf '%s/installed-%s-%s' "$VENV" "$(basename "$1" .txt)" "$(cat "$1" "$ROOT/setup.py" <(echo "$TORCH") | cksum | cut -d' ' -f1)"
 }
 
 # What the machine's rollouts with vLLM need.
@@ -120,7 +121,7 @@ install_environment() {
   if ! [ -x "$PYTHON" ]; then
     base=$(newest_python) || exit 2
     say "making .venv with $("$base" --version) (once)"
-    "$base" -m venv "$ROOT/.venv" || die "$base cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
+    "$base" -m venv "$VENV" || die "$base cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
   fi
   local pip=("$PYTHON" -m pip --disable-pip-version-check --quiet install)
   if [ "$("$PYTHON" -c 'from importlib.metadata import version; print(version("torch").split("+")[0])' 2>/dev/null)" != "$TORCH" ]; then
@@ -141,7 +142,7 @@ install_environment() {
     # shellcheck disable=SC2086  one word for each package
     [ -z "$bare" ] || "${pip[@]}" --no-deps $bare || die "$bare could not be installed"
     "${pip[@]}" --no-deps -e "$ROOT" || die "the project itself could not be installed (pip install -e .)"
-    rm -f "$ROOT/.venv/installed-$(basename "$file" .txt)"-*
+    rm -f "$VENV/installed-$(basename "$file" .txt)"-*
     : >"$(stamp_of "$file")"
   done
 }

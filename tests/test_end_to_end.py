@@ -159,7 +159,7 @@ def test_two_ranks_train_what_one_does(straight, guessing_model, chains_data, tm
 
 
 def test_ctrl_c_saves_and_leaves_no_process_behind(guessing_model, chains_data, tmp_path):
-    run = Run(guessing_model, chains_data, tmp_path, "trainer.total_training_steps=5000")
+    run = Run(guessing_model, chains_data, tmp_path, "trainer.total_training_steps=5000", "actor_rollout_ref.rollout.name=vllm")
     run.until(lambda: steps_logged(tmp_path) >= 2)
     processes = run.descendants()
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
@@ -180,6 +180,8 @@ def test_an_engine_that_is_killed_costs_no_step(guessing_model, chains_data, tmp
     processes = run.descendants()
     [engine] = [p for p in processes if "Sampler" in " ".join(p.cmdline()) and "engine-1" in os.readlink(f"/proc/{p.pid}/fd/1")]
     engine.kill()
+    run.until(lambda: steps_logged(tmp_path) >= 8)
+    processes += run.descendants()  # the one started in its place, too
     code, stdout, stderr = run.wait()
     assert code == 0, stderr
     rows = metrics_of(tmp_path)

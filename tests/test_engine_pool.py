@@ -89,7 +89,7 @@ def an_engine_that_cannot_start_says_why(pool, tmp_path):
     rollout = replace(pool.config.actor_rollout_ref.rollout, max_model_len=1 << 20)
     cfg = replace(pool.config, actor_rollout_ref=replace(pool.config.actor_rollout_ref, rollout=rollout))
     other = EnginePool(cfg, "cpu", Calls(tmp_path), pool.place, 1)
-    with pytest.raises(UserError, match=r"vLLM does not start: .*lower actor_rollout_ref.rollout.max_model_len=1048576"):
+    with pytest.raises(UserError, match=r"vLLM does not start with [\s\S]*1048576"):
         other.calls.all(other.starting())
     ray.kill(other.engines[0])
 

@@ -1,6 +1,7 @@
 """The vllm engine, for real, on the CPU: the same model as transformers', seeds, streaming, weights, and what it refuses."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,7 +127,8 @@ def test_weights_are_replaced_and_read_back(tmp_path, tied):
     old, new = (make_random_model(tmp_path / str(seed), seed=seed, **shape) for seed in (1, 2))
     weights = dict(AutoModelForCausalLM.from_pretrained(new, dtype=torch.float32).named_parameters())
     assert ("lm_head.weight" in weights) != tied
-    engine, asked, sampling = VLLMEngine(str(old), stop_ids=[STOP], settings=SETTINGS), prompts(), Sampling(20, greedy=True)
+    engine = VLLMEngine(str(old), stop_ids=[STOP], settings=replace(SETTINGS, sleeps=True))
+    asked, sampling = prompts(), Sampling(20, greedy=True)
     before = engine.checksums()
     assert {"lm_head.weight", "model.norm.weight"} <= before.keys() and any("proj" in name for name in before)
     collect(engine, asked, seeds_for(asked, 1), sampling)  # fills the prefix cache

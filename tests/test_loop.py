@@ -226,6 +226,8 @@ def test_bad_input_ends_before_a_model_loads(guessing_model, chains_data, tmp_pa
         f"actor_rollout_ref.model.path={tmp_path}": "holds no config.json",
         "custom_reward_function.path=/nowhere.py": "custom_reward_function.path=/nowhere.py: no such file",
         "data.max_prompt_length=4": "all 64 prompts are longer than data.max_prompt_length=4",
+        "actor_rollout_ref.rollout.max_model_len=58": "less than data.max_response_length=40 tokens for the response; the longest, uid '",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=2": "=2 is for GPUs; on a CPU it must be 1",
         "trainer.device=cuda": "shows no GPU",
         "actor_rollout_ref.actor.self_distillation.max_reprompt_len=40": "takes 48 tokens before any peer is shown",
         "data.train_files=[]": "data.train_files is empty",

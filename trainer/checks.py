@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer import models, peers, rewards
+from trainer import engines, models, peers, rewards
 from trainer.chat import Chat
 from trainer.config.schema import Config
 from trainer.dataset import PromptOrder, load_prompts
@@ -50,6 +50,7 @@ def prepare(config: Config) -> Prepared:
     """Check devices, models, vocabularies, verifiers and data, and read the prompts. Raises UserError for what is wrong."""
     trains, own = not config.trainer.val_only, config.actor_rollout_ref.model
     device = choose_device(config)
+    engines.check_installed(config.actor_rollout_ref.rollout.name)
     model_config = models.resolve(own.path, "actor_rollout_ref.model.path", trust_remote_code=own.trust_remote_code)
     models.check_architecture(model_config, "actor_rollout_ref.model.path")
     weights = models.check_weights(own.path, "actor_rollout_ref.model.path")

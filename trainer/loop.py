@@ -143,8 +143,9 @@ class Loop:
         self._check_finite(report, batch, step)
         with clock("rollout_wait"):
             self._await_ahead()
-        with clock("sync"):
-            self.workers.sync()
+        if not self.stop_requested:  # else the run ends here, and an engine may still be sampling what nobody waits for
+            with clock("sync"):
+                self.workers.sync()
         self.step = step
 
         write_rollouts(Path(config.trainer.rollout_data_dir) / f"{step}.jsonl", groups, self.chat, step, batch.contexts)
@@ -171,6 +172,12 @@ class Loop:
         prompts = [self.train[i] for i in self.order.batch_of(step)]
         sampling = Sampling(self.config.data.max_response_length, rollout.temperature, rollout.top_p, rollout.top_k)
         return Sampled(self.sample(prompts, rollout.n, sampling, ("rollout", step), clock), clock.seconds)
+
+    def _how_sampled(self) -> dict[str, Any]:
+        rollout = self.config.actor_rollout_ref.rollout
+        return {name: getattr(rollout, name) for name in ("n", "temperature", "top_p", "top_k")} | {
+            "max_tokens": self.config.data.max_response_length
+        }
 
     def _await_ahead(self) -> None:
         """Wait until the engines are idle: weights never change within a rollout. An interruption leaves this step to be finished."""
@@ -239,7 +246,7 @@ class Loop:
         def write(folder: Path) -> None:
             self.workers.save(folder)
             if self.ahead is not None:
-                write_text(folder / AHEAD, json.dumps(self.ahead.result().state()))
+                write_text(folder / AHEAD, json.dumps({"sampling": self._how_sampled(), **self.ahead.result().state()}))
 
         with self.display.working(f"saving step {self.step}"):
             return self.checkpoints.save(self.step, write, state)
@@ -257,8 +264,10 @@ class Loop:
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
         if self.config.trainer.rollout_overlap and (folder / AHEAD).is_file() and state["data"] == self.order.fingerprint(self.train):
             prompts = [self.train[i] for i in self.order.batch_of(self.step + 1)]
-            self.ahead = Future()
-            self.ahead.set_result(Sampled.restored(json.loads((folder / AHEAD).read_text()), prompts, self.chat))
+            kept = json.loads((folder / AHEAD).read_text())
+            if kept["sampling"] == self._how_sampled():
+                self.ahead = Future()
+                self.ahead.set_result(Sampled.restored(kept, prompts, self.chat))
         self.first_validation, self.last_validation = state["first_validation"], state["last_validation"]
 
     def _tell_restart(self) -> None:

@@ -264,6 +264,9 @@ class Rollout:
             )
         _between(f"{prefix}.temperature", self.temperature, 0, open_low=True)
         _between(f"{prefix}.val_kwargs.n", self.val_kwargs.n, 1)
+        if self.name == "vllm":  # which would take a lower one for it, in silence
+            for where, value in ((prefix, self.temperature), (f"{prefix}.val_kwargs", self.val_kwargs.temperature)):
+                _between(f"{where}.temperature", value, 0.01)
         if self.val_kwargs.do_sample:
             _between(f"{prefix}.val_kwargs.temperature", self.val_kwargs.temperature, 0, open_low=True)
         elif self.val_kwargs.n > 1:

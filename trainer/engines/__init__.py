@@ -1,6 +1,7 @@
 """The table of engines: `rollout.name` -> class. To add one, write its file and add its line."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from trainer.errors import UserError
@@ -23,6 +24,15 @@ def check(name: str) -> str:
     if name not in ENGINES:
         raise UserError(f"actor_rollout_ref.rollout.name={name!r}: known are {', '.join(ENGINES)}.")
     return name
+
+
+def check_installed(name: str) -> None:
+    """Raise UserError if the package an engine stands on is not there."""
+    if name == "vllm" and find_spec("vllm") is None:
+        raise UserError(
+            "actor_rollout_ref.rollout.name='vllm': vLLM is not installed in this environment. ROLLOUT_BACKEND=vllm installs it; by hand: "
+            "docs/rollouts.md."
+        )
 
 
 def engine_class(name: str) -> "type[Engine]":

@@ -93,7 +93,7 @@ WATCHED = 8  # tensors
 
 def corner_checksum(tensor: Tensor, dtype: torch.dtype) -> int:
     """Return CRC-32 of the bytes, in `dtype`, of a vector or of a matrix's first CORNER columns."""
-    corner = (tensor[..., :CORNER] if tensor.ndim > 1 else tensor).detach().to("cpu", dtype).contiguous()
+    corner = (tensor[..., :CORNER] if tensor.ndim > 1 else tensor).detach().to("cpu", dtype).contiguous() + 0.0  # -0 is 0
     return zlib.crc32(corner.view(torch.uint8).numpy().reshape(-1).data)
 
 

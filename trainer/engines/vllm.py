@@ -60,6 +60,8 @@ class VLLMEngine(Engine):
             "disable_log_stats": True,
             "seed": 0,
         }
+        if settings.tensor_parallel > 1:
+            options["distributed_executor_backend"] = "mp"  # found in a Ray actor it would place its workers by Ray, on GPUs taken here
         if self.on_cpu:
             options |= {"enable_chunked_prefill": False, "block_size": BLOCK}
             options["kv_cache_memory_bytes"] = self._cpu_cache_bytes(model_config.get_text_config())
@@ -69,7 +71,7 @@ class VLLMEngine(Engine):
 
     def _start(self, options: dict[str, Any]) -> Any:
         # read by vLLM when it is imported: its engine runs in this process, where a death is seen as this process's
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if self.on_cpu:
             os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # unset, vLLM goes down to one
@@ -84,11 +86,13 @@ class VLLMEngine(Engine):
             return LLMEngine.from_engine_args(EngineArgs(**options))
         except ValueError as error:
             needed = re.search(r"\(([\d.]+) GiB KV\s+cache is needed", str(error))
-            remedy = f"one sequence needs {needed[1]} GiB of KV cache: " if needed else ""
-            raise UserError(
-                f"vLLM does not start: {remedy}raise actor_rollout_ref.rollout.gpu_memory_utilization={self.settings.memory_share:g}, or "
-                f"lower actor_rollout_ref.rollout.max_model_len={self.length}. vLLM says: {error}"
-            ) from error
+            remedy = (
+                f"one sequence needs {needed[1]} GiB of KV cache: raise actor_rollout_ref.rollout.gpu_memory_utilization="
+                f"{self.settings.memory_share:g}, or lower actor_rollout_ref.rollout.max_model_len={self.length}. "
+                if needed
+                else ""
+            )
+            raise UserError(f"vLLM does not start with actor_rollout_ref.rollout as it is. {remedy}vLLM says: {error}") from error
         finally:
             torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a no-op in its place
 

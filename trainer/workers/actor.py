@@ -84,7 +84,13 @@ class Actor:
             report.seconds["optimizer"] += self._now() - start
         if self.second is not None:
             reshard(self.second)  # what a pass without gradient left whole
+        self._give_memory_back()
         return report
+
+    def _give_memory_back(self) -> None:
+        """Return to the GPU what the allocator keeps for later: a colocated engine wants it now."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _accumulate(self, micro: Sequence[int], share: Share, old_logp: dict[int, np.ndarray] | None, report: Report) -> Tensor:
         """Run one micro-batch forward and backward; return its weighted loss (detached) and file its records."""
@@ -137,6 +143,7 @@ class Actor:
                     lambda hidden, head, tokens=tokens: self._sampled_logp(hidden, head, tokens),
                 )
                 scores |= {i: record["logp"] for i, record in self._by_sample(micro, samples, {"logp": logp})}
+        self._give_memory_back()
         return scores
 
     def _optimizer_step(self, loss: Tensor, report: Report) -> bool:

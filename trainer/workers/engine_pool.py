@@ -1,5 +1,6 @@
 """The engines of a run as Ray actors: prompts spread over them, weights given to them, one that dies started again."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from trainer.config.schema import Config
 from trainer.engines.base import Response, Sampling
 from trainer.workers.base import compare_checksums
-from trainer.workers.ray_calls import Calls, WorkerDied, own_log
+from trainer.workers.ray_calls import Calls, Unanswered, WorkerDied, own_log
 from trainer.workers.setup import build_engine, compute_dtype, use_threads
 
 POLL_SECONDS = 0.2  # how often a long wait looks up
@@ -33,12 +34,13 @@ class EnginePool:
     """`place(worker class, i)` starts an engine's process where engine i belongs, `gpus[i]` are the GPUs it is to see."""
 
     def __init__(
-        self, config: Config, device: str, calls: Calls, place: Callable[[Any, int], Any], count: int, gpus: Sequence[Sequence[int]] = ()
+        self, config: Config, device: str, calls: Calls, place: Callable[[Any, int], Any], count: int, gpus: Sequence[Sequence[str]] = ()
     ) -> None:
         self.config, self.device, self.calls, self.place, self.gpus = config, device, calls, place, gpus
         self.timeout = config.actor_rollout_ref.rollout.engine_timeout
         self.restarts, self.death = 0, ""
         self.weights: tuple[Any, dict[str, int]] | None = None  # where the current ones lie, and their checksums
+        self.publish: Callable[[], tuple[Any, dict[str, int]]] | None = None  # brings them there where they came another way
         self.engines = [place(Sampler, e) for e in range(count)]
 
     def starting(self) -> list[Any]:
@@ -71,8 +73,11 @@ class EnginePool:
             if wanted:
                 ask(e, wanted)
         while streams:
-            ready, _ = ray.wait([stream.items for stream in streams.values()], num_returns=1, timeout=POLL_SECONDS, fetch_local=True)
-            if not ready:
+            items = [stream.items for stream in streams.values()]
+            ready, _ = ray.wait(items, num_returns=1, timeout=POLL_SECONDS)
+            if ready:  # one that has much to say must not make the others look silent
+                ready, _ = ray.wait(items, num_returns=len(items), timeout=0)
+            else:
                 yield []
             for e, stream in list(streams.items()):
                 try:
@@ -84,9 +89,12 @@ class EnginePool:
                         )
                 except StopIteration:
                     del streams[e]
-                except WorkerDied as death:
-                    self._restart(death)
+                except (WorkerDied, ray.exceptions.RayTaskError) as error:  # the latter: out of GPU memory, for example
+                    self._restart(e, error if isinstance(error, WorkerDied) else self.calls.death(f"engine-{e}", str(error)))
                     ask(e, stream.left)
+                    for other in streams.values():  # nobody was listened to meanwhile
+                        other.heard = time.monotonic()
+                    break
 
     def _next(self, stream: _Stream) -> list[Response]:
         """Return what has just come, under the caller's names. Raises StopIteration, WorkerDied."""
@@ -99,15 +107,16 @@ class EnginePool:
             out.append(Response(*where, r.token_ids, r.sampler_logp, r.finished))
         return out
 
-    def _restart(self, death: WorkerDied) -> None:
-        """Start the engine that died again with the current weights. Raises the death itself the second time."""
-        e = int(death.name.removeprefix("engine-"))
+    def _restart(self, e: int, death: WorkerDied) -> None:
+        """Start engine e again with the current weights. Raises the death itself the second time."""
         ray.kill(self.engines[e])
         if self.restarts:
             raise death
         self.restarts, self.death = self.restarts + 1, str(death)
         self.engines[e] = self.place(Sampler, e)
-        self.calls.get(self._starting(e))
+        self.calls.all([self._starting(e)])
+        if self.weights is None and self.publish is not None:
+            self.weights = self.publish()
         if self.weights is not None:
             self._load([e], *self.weights)
 
@@ -134,24 +143,26 @@ class EnginePool:
     def _each(self, ask: Callable[[int], Any], engines: Sequence[int]) -> list[Any]:
         """Ask engines for something that can be asked twice; one found dead is started again first."""
         while True:
+            asked = {ask(e): e for e in engines}
             try:
-                return self.calls.all([ask(e) for e in engines])
+                return self.calls.all(list(asked), self.timeout)
+            except Unanswered as silence:
+                e = asked[silence.references[0]]
+                self._restart(e, self.calls.death(f"engine-{e}", f"no answer for {self.timeout:g} s (rollout.engine_timeout)."))
             except WorkerDied as death:
                 if not death.name.startswith("engine-"):
                     raise
-                self._restart(death)
+                self._restart(int(death.name.removeprefix("engine-")), death)
 
 
 @ray.remote
 class Sampler:
     """An engine in its own process."""
 
-    def start(self, config: Config, device: str, log: str, gpus: Sequence[int] | None) -> None:
+    def start(self, config: Config, device: str, log: str, gpus: Sequence[str] | None) -> None:
         own_log(log)
         if gpus is not None:
-            import os
-
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))  # before CUDA is first used here
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)  # before CUDA is first used here
         if device == "cpu":
             use_threads(1)  # the actor's ranks are idle while the engine works
         self.engine = build_engine(config, device)

@@ -42,6 +42,7 @@ class LocalWorkers(Workers):
         self.engine.wake("kv_cache")
 
     def score(self, batch: Batch, plan: Plan) -> dict[int, np.ndarray]:
+        self.engine.sleep()
         (share,) = shares(batch, plan)
         return self.actor.score(share)
 

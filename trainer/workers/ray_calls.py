@@ -28,6 +28,14 @@ class WorkerDied(Exception):
         self.name = name
 
 
+class Unanswered(Exception):
+    """Calls that were not answered in time."""
+
+    def __init__(self, references: Sequence[Any], seconds: float) -> None:
+        super().__init__(f"no answer for {seconds:g} s (actor_rollout_ref.rollout.engine_timeout)")
+        self.references = references
+
+
 class Calls:
     """The actors of a run by name, each writing what it prints to LOG_DIR/workers/<name>.log."""
 
@@ -62,11 +70,16 @@ class Calls:
         lines = [f"{name} died: {reason}", f"the end of {log}:" if tail else f"it printed nothing to {log}", *tail]
         return WorkerDied(name, "\n".join(lines))
 
-    def all(self, references: Sequence[Any]) -> list[Any]:
-        """Return all results in order, raising the first error to come, whichever worker it comes from."""
+    def all(self, references: Sequence[Any], timeout: float | None = None) -> list[Any]:
+        """Return all results in order, raising the first error to come, whichever worker it comes from.
+
+        Raises Unanswered if within `timeout` seconds nothing more comes.
+        """
         results, waiting = {}, list(references)
         while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1)
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=timeout)
+            if not ready:
+                raise Unanswered(waiting, timeout or 0)
             for reference in ready:
                 try:
                     results[reference] = self.get(reference)

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -39,9 +40,11 @@ class RayWorkers(Workers):
         self.world_size, rollout = config.trainer.world_size, config.actor_rollout_ref.rollout
         self.split, self.tensor_parallel = rollout.n_gpus > 0, rollout.tensor_model_parallel_size
         gpu, engines = device == "cuda", engine_count(config, device)
+        self.order = threading.Lock()
         self.calls = Calls(Path(config.trainer.log_dir).resolve() / "workers")
-        bundles = [{"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": 1.0}] * self.world_size
-        if self.split:
+        bundles = [{"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": 1.0}] * (self.world_size if trains else 0)
+        apart, ranks = self.split or not trains, len(bundles)
+        if apart:
             bundles += [{"GPU": float(self.tensor_parallel), "CPU": 1.0} if gpu else {"CPU": 1.0}] * engines
         _start_ray(sum(bundle.get("GPU", 0.0) for bundle in bundles), cpus=len(bundles) + self.world_size)
         try:
@@ -53,22 +56,32 @@ class RayWorkers(Workers):
                 return worker.options(num_cpus=0.5, num_gpus=gpus if gpu else 0, scheduling_strategy=where).remote()
 
             def place_engine(worker: Any, e: int) -> Any:
-                if self.split:
-                    return placed(worker, self.world_size + e, self.tensor_parallel)
+                if apart:
+                    return placed(worker, ranks + e, self.tensor_parallel)
                 # one that spans several ranks' GPUs is told which they are: Ray gives it none
                 return placed(worker, e * self.tensor_parallel, 0.5 if self.tensor_parallel == 1 else 0)
 
-            self.ranks = [placed(_Rank, rank, 1 if self.split else 0.5) for rank in range(self.world_size if trains else 0)]
+            self.ranks = [placed(_Rank, rank, 1 if self.split else 0.5) for rank in range(ranks)]
             logs = [self.calls.register(rank, f"rank-{i}") for i, rank in enumerate(self.ranks)]
             where = self.calls.all([rank.where.remote() for rank in self.ranks])
-            spans = _gpus_of_engines(where, self.tensor_parallel) if gpu and not self.split and self.tensor_parallel > 1 else ()
+            spans = _gpus_of_engines(where, self.tensor_parallel) if gpu and not apart and self.tensor_parallel > 1 else ()
             self.pool = EnginePool(config, device, self.calls, place_engine, engines, spans)
             address, processes = (where[0][0] if where else None), (1 if gpu else config.trainer.n_gpus_per_node)
-            started = [
-                rank.start.remote(config, i, self.world_size, device, address, processes, logs[i]) for i, rank in enumerate(self.ranks)
-            ]
-            self.calls.all([*started, *self.pool.starting()])
-            self.watched = self.pool.watched()
+
+            def starting_ranks() -> list[Any]:
+                start = (config, self.world_size, device, address, processes)
+                return [rank.start.remote(i, logs[i], *start) for i, rank in enumerate(self.ranks)]
+
+            if gpu and not apart:  # an engine measures its GPU's free memory: it does so alone, and gives back what it took
+                self.calls.all(self.pool.starting())
+                self.watched = self.pool.watched()
+                self.pool.call("sleep")
+                self.calls.all(starting_ranks())
+            else:
+                self.calls.all([*starting_ranks(), *self.pool.starting()])
+                self.watched = self.pool.watched()
+            if self.ranks:
+                self.pool.publish = self._publish
             self.transfer = transfer_kind(config, device) if trains else None
             if self.transfer:
                 self._open_transfer()
@@ -95,9 +108,13 @@ class RayWorkers(Workers):
         if not self.split:
             self.pool.call("sleep")
         parts = shares(batch, plan)
-        return merge(self.calls.all([rank.update.remote(part, learning_rate) for rank, part in zip(self.ranks, parts, strict=True)]))
+        with self.order:
+            asked = [rank.update.remote(part, learning_rate) for rank, part in zip(self.ranks, parts, strict=True)]
+        return merge(self.calls.all(asked))
 
     def score(self, batch: Batch, plan: Plan) -> dict[int, np.ndarray]:
+        if not self.split:
+            self.pool.call("sleep")
         scored = self.calls.all([rank.score.remote(part) for rank, part in zip(self.ranks, shares(batch, plan), strict=True)])
         return {i: logp for scores in scored for i, logp in scores.items()}
 
@@ -106,14 +123,22 @@ class RayWorkers(Workers):
             return  # validation only: the engines hold the weights they started with
         self.pool.call("wake", "weights")
         if self.transfer and not self.pool.restarts:  # vLLM's groups do not outlive one of their members
-            self.calls.all([rank.send.remote() for rank in self.ranks])
-            sent = self.calls.all([rank.checksums.remote(self.watched) for rank in self.ranks])[0]
+            self.calls.all(self._to_ranks("send"), self.pool.timeout)
+            sent = self.calls.all(self._to_ranks("checksums", self.watched))[0]
             self.pool.check(sent)
         else:
             self.pool.weights = None  # the last ones need not lie in memory beside the new ones
-            reference, sent = self.calls.all([rank.publish.remote(self.watched) for rank in self.ranks])[0]
-            self.pool.load(reference, sent)
+            self.pool.load(*self._publish())
         self.pool.call("wake", "kv_cache")
+
+    def _publish(self) -> tuple[Any, dict[str, int]]:
+        """Have the student's weights laid into shared memory; return where, and their checksums."""
+        return self.calls.all(self._to_ranks("publish", self.watched))[0]
+
+    def _to_ranks(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a collective method of all ranks; an engine's restart may do so from another thread, and ranks must agree on the order."""
+        with self.order:
+            return [getattr(rank, method).remote(*arguments) for rank in self.ranks]
 
     def save(self, folder: Path) -> None:
         self.calls.all([rank.save.remote(str(folder.resolve())) for rank in self.ranks])
@@ -152,7 +177,7 @@ def _start_ray(gpus: float, cpus: int) -> None:
         raise
 
 
-def _gpus_of_engines(where: Sequence[tuple[str, str, list[int]]], tensor_parallel: int) -> list[list[int]]:
+def _gpus_of_engines(where: Sequence[tuple[str, str, list[int]]], tensor_parallel: int) -> list[list[str]]:
     """Return the GPUs of each engine that spans several ranks. Raises UserError if they are on different nodes."""
     spans = [where[i : i + tensor_parallel] for i in range(0, len(where), tensor_parallel)]
     for span in spans:
@@ -161,7 +186,7 @@ def _gpus_of_engines(where: Sequence[tuple[str, str, list[int]]], tensor_paralle
                 f"actor_rollout_ref.rollout.tensor_model_parallel_size={tensor_parallel}: an engine's GPUs must be on one node; "
                 "trainer.n_gpus_per_node must be a multiple of it."
             )
-    return [[int(index) for _, _, ids in span for index in ids] for span in spans]
+    return [[str(index) for _, _, ids in span for index in ids] for span in spans]
 
 
 @ray.remote
@@ -175,7 +200,7 @@ class _Rank:
             address = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
         return address, ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
 
-    def start(self, config: Config, rank: int, world_size: int, device: str, address: str, processes: int, log: str) -> None:
+    def start(self, rank: int, log: str, config: Config, world_size: int, device: str, address: str, processes: int) -> None:
         own_log(log)
         if device == "cpu":
             use_threads(processes)

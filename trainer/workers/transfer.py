@@ -3,6 +3,7 @@
 Imports vllm, so it is itself imported only where such a transfer is opened.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,10 @@ def open_transfer(
     """Meet the engines and return what sends the weights (`send_weights`); both are collective over the ranks."""
     client = EngineClient(engines, tensor_parallel)
     if kind == "ipc":
-        return WeightTransferTrainerFactory.trainer_init(IPCTrainerInitInfo(rank=rank, packed=True), client=client, source=source)
+        largest = max(math.prod(meta.shape) * meta.dtype.itemsize for meta in source.metadata())
+        room = max(1 << 30, largest)  # the buffer must hold the largest tensor whole
+        ipc = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=room)
+        return WeightTransferTrainerFactory.trainer_init(ipc, client=client, source=source)
     host, port = address.rsplit(":", 1)
     info = NCCLTrainerInitInfo(rank=rank, master_address=host, master_port=int(port), world_size=1 + len(engines) * tensor_parallel)
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
