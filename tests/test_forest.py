@@ -103,12 +103,8 @@ def packed(lm: torch.nn.Module, sequences, share: bool) -> torch.Tensor:
     return ForestLM(lm)(trees, plan_attention(trees), lambda hidden, head: hidden)
 
 
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_outputs_and_gradients_equal_separate_sequences(share, shared, key_heads):
+def check_outputs_and_gradients(sequences, share: bool, key_heads: int = 2) -> None:
     ours, plain = model("forest", num_key_value_heads=key_heads), model("eager", num_key_value_heads=key_heads)
-    sequences = random_sequences(key_heads, shared)
     got, wanted = packed(ours, sequences, share), separately(plain, sequences)
     assert torch.allclose(got, wanted, atol=1e-5)  # Qwen3 normalises in float32 whatever its dtype
     weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1), dtype=got.dtype)
@@ -119,41 +115,25 @@ def test_outputs_and_gradients_equal_separate_sequences(share, shared, key_heads
             assert (a.grad - b.grad).abs().max() < 1e-4 * b.grad.abs().max(), name
 
 
-@given(st.integers(0, 10_000), st.booleans())
-def test_attention_plan_equals_the_dense_mask(seed, share):
-    trees = forest.build(random_sequences(seed, True), share=share)
-    tokens = len(trees.token_ids)
-    generator = torch.Generator().manual_seed(seed)
-    query, key, value = (torch.randn(1, heads, tokens, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
-    from trainer.attention import forest_attention
-
-    got, _ = forest_attention(None, query, key, value, None, plan=plan_attention(trees))
-    wanted = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=torch.from_numpy(trees.dense_mask()), enable_gqa=True
-    )
-    assert torch.allclose(got, wanted.transpose(1, 2), atol=1e-12)
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_outputs_and_gradients_equal_separate_sequences(share, shared, key_heads):
+    check_outputs_and_gradients(random_sequences(key_heads, shared), share, key_heads)
 
 
-def test_few_calls_for_many_small_segments_and_little_padding_for_large_ones():
-    rng = np.random.default_rng(0)
-    small = [(rng.integers(0, 50, 19), rng.integers(0, 50, 34)) for _ in range(4) for _ in range(8)]
-    assert len(plan_attention(forest.build(small)).blocks) <= 3
-    lengths = [1500, 1100, 700, 300]
-    large = forest.build([(rng.integers(0, 50, 256), rng.integers(0, 50, n)) for n in lengths], share=False)
-    computed = sum(block.queries.shape[0] * block.queries.shape[1] * block.keys.shape[1] for block in plan_attention(large).blocks)
-    assert computed <= 1.25 * sum((256 + n) ** 2 for n in lengths)
+PROMPT, BUDGET = range(20), 300  # a budget of more than one tile of attention
+EDGES = {
+    "members share nothing": [(ids(first, *PROMPT), ids(1, 2, 3)) for first in (30, 31, 32, 33)],
+    "single-token responses": [(ids(*PROMPT), ids(n)) for n in (1, 2)] + [(ids(*PROMPT), ids(1, 2, 3))],
+    "a lone single-token response": [(ids(*PROMPT), ids(1))],
+    "a response that fills the budget": [(ids(*PROMPT), np.arange(n) % 50) for n in (BUDGET, 3, 1)],
+}
 
 
-@pytest.mark.parametrize("option", [{"sliding_window": 4}, {"softcap": 30.0}])
-def test_attention_it_does_not_cover_is_refused(option):
-    from trainer.attention import forest_attention
-
-    trees = forest.build([(ids(1, 2), ids(3))])
-    states = torch.zeros(1, 2, 2, 8)
-    with pytest.raises(ValueError, match="does not cover"):
-        forest_attention(None, states, states, states, None, plan=plan_attention(trees), **option)
-    with pytest.raises(ValueError, match="plan_attention"):
-        forest_attention(None, states, states, states, None)
+@pytest.mark.parametrize("sequences", EDGES.values(), ids=EDGES)
+def test_groups_at_the_edge_equal_separate_sequences(sequences):
+    check_outputs_and_gradients(sequences, share=True)
 
 
 def test_head_carries_soft_cap_and_bias():

@@ -138,7 +138,7 @@ def _grow(prompts: Sequence[tuple[np.ndarray, list[int]]], depth: int) -> list[_
         # extend the family of prompt i as long as a worthwhile beginning is common to all of it
         j, common = i + 1, len(prompts[i][0])
         while j < len(prompts):
-            shared = min(common, _common_prefix(prompts[i][0], prompts[j][0]))
+            shared = min(common, common_prefix(prompts[i][0], prompts[j][0]))
             if shared - depth < MIN_SHARED and shared < len(prompts[i][0]):
                 break
             if shared == depth:
@@ -155,7 +155,8 @@ def _grow(prompts: Sequence[tuple[np.ndarray, list[int]]], depth: int) -> list[_
     return trees
 
 
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """Return how many tokens two sequences have in common at their beginning."""
     length = min(len(a), len(b))
     different = np.nonzero(a[:length] != b[:length])[0]
     return int(different[0]) if len(different) else length

@@ -231,7 +231,7 @@ class ForestLM(nn.Module):
 
     def forward(self, forest: Forest, plan: "AttentionPlan", then: Callable[[Tensor, Head], Any]) -> Any:
         """Run the forest, return `then(hidden [R, H], head)` for the forest's R rows."""
-        device = plan.order.device
+        device = plan.device
         hidden = self.lm.base_model(
             input_ids=torch.from_numpy(forest.token_ids).to(device)[None],
             position_ids=torch.from_numpy(forest.positions).to(device)[None],

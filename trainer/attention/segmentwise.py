@@ -1,30 +1,32 @@
-"""Attention over a forest, as an attention function of transformers: `attn_implementation="forest"`.
+"""Forest attention segment by segment, on torch's scaled-dot-product attention.
 
 Each segment's queries meet its own and its ancestors' keys and nothing else, so the work is the sum of segment
 length x path length, whatever the size of the forest. Segments of similar shape run together as one padded block:
 on a small model the number of calls is what costs, on a large one padding is, so blocks grow only while padding
-stays small. Gradients flow. The dense mask of `Forest.dense_mask` is the reference in the tests.
+stays small. A long block runs in tiles of queries, so that of its own keys later than a tile few are computed.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import Tensor
 
 from trainer.forest import Forest
 
-PADDING_ALLOWED = 1.25  # a block may hold this much more query x key pairs than its segments need ...
+PADDING_ALLOWED = 1.05  # a block may hold this much more query x key pairs than its segments need ...
 SMALL_BLOCK = 1 << 17  # ... or up to this many pairs, whatever the padding
+TILE = 256  # queries of a block that run together
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Segments that run together. `queries` int64 [S, m], `keys` int64 [S, k] are token indices of the forest,
-    `mask` bool [S, 1, m, k]; None where the block is plainly causal (one root segment, or several of one length)."""
+    """Segments that run together. `queries` int64 [S, m], `keys` int64 [S, k] are token indices of the forest, the
+    segments' own keys in the last m columns; `mask` float32 [S, 1, m, k] is added to the scores; None where the block is
+    plainly causal (root segments)."""
 
     queries: Tensor
     keys: Tensor
@@ -32,16 +34,16 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionPlan:
+class Blocks:
     """The blocks of a forest and where each token's output lies: `order` int64 [T] indexes the blocks' queries laid
-    end to end. Made once per micro-batch, used in every layer."""
+    end to end."""
 
     blocks: tuple[Block, ...]
     order: Tensor
 
 
-def plan_attention(forest: Forest, device: torch.device | str = "cpu") -> AttentionPlan:
-    """Return how to run attention over `forest` on `device`."""
+def plan(forest: Forest, device: torch.device) -> Blocks:
+    """Group the segments of `forest` into blocks."""
     paths = [forest.ancestors(segment) for segment in range(len(forest.starts))]
     depth = [int(forest.lengths[path].sum()) if path else 0 for path in paths]
     length = [int(n) for n in forest.lengths]
@@ -50,26 +52,22 @@ def plan_attention(forest: Forest, device: torch.device | str = "cpu") -> Attent
         m, p = max(length[s] for s in members), max(depth[s] for s in members)
         queries = np.zeros((len(members), m), np.int64)
         keys = np.zeros((len(members), p + m), np.int64)
-        mask = np.zeros((len(members), 1, m, p + m), bool)
+        hidden = np.float32(-np.inf)
+        mask = np.full((len(members), 1, m, p + m), hidden) if p else None  # causality hides the padding of root segments
         for row, s in enumerate(members):
             own = np.arange(forest.starts[s], forest.starts[s] + length[s])
             above = [np.arange(forest.starts[a], forest.starts[a] + length[a]) for a in paths[s]]
             queries[row, : length[s]] = own
             keys[row, : depth[s]] = np.concatenate([*above, own[:0]])
             keys[row, p : p + length[s]] = own  # own keys in the same columns for all rows, ancestors before them
-            mask[row, 0, :, : depth[s]] = True
-            mask[row, 0, :, p:] = np.tri(m, dtype=bool)
             order[own] = total + row * m + np.arange(length[s])
-        plain = p == 0  # padding comes after every real query, so causality alone hides it
+            if mask is not None:
+                mask[row, 0, :, : depth[s]] = 0
+                mask[row, 0, :, p:] = np.where(np.tri(m, dtype=bool), 0, hidden)
         total += len(members) * m
-        blocks.append(
-            Block(
-                torch.from_numpy(queries).to(device),
-                torch.from_numpy(keys).to(device),
-                None if plain else torch.from_numpy(mask).to(device),
-            )
-        )
-    return AttentionPlan(tuple(blocks), torch.from_numpy(order).to(device))
+        on_device = (None if x is None else torch.from_numpy(x).to(device) for x in (queries, keys, mask))
+        blocks.append(Block(*on_device))
+    return Blocks(tuple(blocks), torch.from_numpy(order).to(device))
 
 
 def _similar(length: list[int], depth: list[int]) -> list[list[int]]:
@@ -90,45 +88,43 @@ def _similar(length: list[int], depth: list[int]) -> list[list[int]]:
     return groups
 
 
-def forest_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    plan: AttentionPlan | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attend within `plan`: query [1, Hq, T, D], key and value [1, Hk, T, D] -> [1, T, Hq, D] (transformers' layout)."""
-    if plan is None:
-        raise ValueError("attn_implementation='forest' needs plan=plan_attention(forest) in the model's call")
-    if kwargs.get("sliding_window") is not None or kwargs.get("softcap") is not None:
-        raise ValueError("forest attention does not cover sliding windows and soft-capped attention scores")
+def attend(planned: Blocks, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float) -> Tensor:
+    """Attend block by block."""
     heads, dim = query.shape[1], query.shape[3]
+    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != heads}
     flat_q, flat_k, flat_v = (x[0].transpose(0, 1).flatten(1) for x in (query, key, value))  # [T, H * D]
     outputs = []
-    for block in plan.blocks:
+    for block in planned.blocks:
         q = _rows(flat_q, block.queries, dim)
         k, v = _rows(flat_k, block.keys, dim), _rows(flat_v, block.keys, dim)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=block.mask,
-            dropout_p=dropout,
-            is_causal=block.mask is None,
-            scale=scaling,
-            enable_gqa=k.shape[1] != heads,
-        )
+        if block.mask is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+        else:
+            out = _attend_in_tiles(q, k, v, block.mask.to(query.dtype), options)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))  # [S * m, Hq * D]
-    return F.embedding(plan.order, torch.cat(outputs)).view(1, -1, heads, dim), None
+    return F.embedding(planned.order, torch.cat(outputs)).view(1, -1, heads, dim)
+
+
+def _attend_in_tiles(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: dict) -> Tensor:
+    """Attend [S, H, m, D] within [S, H, k, D], the queries a tile at a time; no tile meets own keys after its last query."""
+    length, above = query.shape[2], key.shape[2] - query.shape[2]
+    tiles = math.ceil(length / TILE)
+    cuts = [length * i // tiles for i in range(tiles + 1)]
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, : above + end],
+                value[:, :, : above + end],
+                attn_mask=mask[:, :, start:end, : above + end],
+                **options,
+            )
+            for start, end in pairwise(cuts)
+        ],
+        dim=2,
+    )
 
 
 def _rows(table: Tensor, index: Tensor, dim: int) -> Tensor:
     """Gather rows of [T, H * D] into [S, H, L, D]. As an embedding look-up, whose backward is the fastest on CPU."""
     return F.embedding(index, table).unflatten(-1, (-1, dim)).transpose(1, 2)
-
-
-AttentionInterface.register("forest", forest_attention)
