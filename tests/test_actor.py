@@ -121,13 +121,40 @@ def test_a_token_budget_does_not_change_the_gradient(random_model):
 def test_head_chunks_do_not_change_the_gradient(random_model, monkeypatch):
     sequence = "algorithm.rollout_correction.rollout_is=sequence"
     whole = run(settings(random_model, sequence), batch())
-    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 1000)  # some twenty rows
+    monkeypatch.setattr(fused, "CHUNK_BYTES", 1)  # the smallest chunk
     assert_same(run(settings(random_model, sequence), batch()), whole)
 
 
 def test_keeping_layers_whole_after_the_forward_pass_changes_nothing(random_model):
     kept = settings(random_model, f"{KEY}.fsdp_config.reshard_after_forward=False")
     assert_same(run(kept, batch(), steps=2), run(settings(random_model), batch(), steps=2))
+
+
+def test_what_rests_in_host_memory_trains_the_same(random_model):
+    """On a CPU host and device are one: the calls are those of a GPU, the bytes saved are not seen here (docs/gpu_checks.md)."""
+    rests = [
+        *(f"{KEY}.fsdp_config.{name}_offload=True" for name in ("param", "optimizer")),
+        "actor_rollout_ref.ref.fsdp_config.param_offload=True",
+    ]
+    two_steps = f"{KEY}.ppo_mini_batch_size=2"
+    assert_same(run(settings(random_model, two_steps, *rests), batch(), steps=2), run(settings(random_model, two_steps), batch(), steps=2))
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same(tmp_path):
+    model = make_random_model(tmp_path / "one_layer", num_hidden_layers=1)  # compiling takes its time
+    data = batch(contexts=False, advantages=True)
+    whole, compiled = (
+        run(settings(model, *more, name="baseline_grpo"), data, steps=2) for more in ((), (f"{KEY}.use_torch_compile=True",))
+    )
+    assert_same(compiled, whole, tolerance=1e-5)
+
+
+def test_a_teacher_that_stays_is_held_in_the_compute_dtype(random_model):
+    half = f"{KEY}.fsdp_config.param_dtype=bfloat16"
+    for rate, held in ((0.0, torch.bfloat16), (0.05, torch.float32)):
+        actor = Actor(settings(random_model, half, f"{KEY}.self_distillation.teacher_update_rate={rate}"))
+        assert {p.dtype for p in actor.second.parameters()} == {held} and {p.dtype for p in actor.student.parameters()} == {torch.float32}
 
 
 def test_bfloat16_computes_in_it_and_keeps_masters_in_float32(random_model):

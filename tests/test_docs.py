@@ -36,7 +36,7 @@ def test_keys_said_to_be_absent_are():
     page = (ROOT / "docs" / "from_verl.md").read_text().split("Not here")[1]
     leaves = {key.rsplit(".", 1)[-1] for key in KNOWN}
     assert {"summarize_solutions", "swap_space", "balance_batch"} <= set(re.findall(r"`(\w+)`", page))
-    assert leaves & {"summarize_solutions", "swap_space", "use_dynamic_bsz", "balance_batch", "param_offload"} == set()
+    assert leaves & {"summarize_solutions", "swap_space", "use_dynamic_bsz", "balance_batch"} == set()
 
 
 def test_flags_of_the_readme_are_those_of_the_launcher():

@@ -69,7 +69,7 @@ def steps_logged(out: Path) -> int:
 
 def metrics_of(out: Path) -> list[dict]:
     return [
-        {k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/", "rollout/start_"))}
+        {k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/", "memory/", "rollout/start_"))}
         for row in read_jsonl(out / "logs" / "metrics.jsonl")
     ]
 
@@ -80,7 +80,10 @@ def test_the_embedded_default_learns_and_can_be_evaluated(tmp_path):
     result = script("run_local_sdpo.sh", "test", f"trainer.log_dir={tmp_path}/logs", **where)
     assert result.returncode == 0, result.stderr
     assert "before and after" in result.stdout and all(str(tmp_path / name) in result.stdout for name in where)
-    validations = [row for row in read_jsonl(tmp_path / "logs" / "metrics.jsonl") if "val-core/tiny_chains/acc/mean@8" in row]
+    rows = list(read_jsonl(tmp_path / "logs" / "metrics.jsonl"))
+    trained = [row for row in rows if "memory/peak_gib" in row]
+    assert len(trained) == 40 and trained[-1]["memory/predicted_gib"] == pytest.approx(trained[-1]["memory/peak_gib"], rel=0.2)
+    validations = [row for row in rows if "val-core/tiny_chains/acc/mean@8" in row]
     before, after = (validations[i]["val-core/tiny_chains/acc/mean@8"] for i in (0, -1))
     assert after > before + 0.2
     assert validations[0]["val-core/tiny_chains/acc/pass@8"] <= validations[-1]["val-core/tiny_chains/acc/pass@8"] <= 1

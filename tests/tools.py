@@ -14,7 +14,9 @@ from experiments.tiny.tokenizer import make_tokenizer
 from trainer import checks, config
 from trainer.config.schema import Config, SelfDistillation
 from trainer.display import Display
+from trainer.divergence import Divergence, token_divergence
 from trainer.models import load_chat
+from trainer.scores import Scores
 from trainer.session import started
 from trainer.types import Group, Outcome, Prompt, Rollout, Verdict
 
@@ -133,3 +135,21 @@ def overrides(model: Path, data: Path, out: Path, *more: str, batch: int = 4, n:
 def in_process(cfg: Config):
     """Return a context manager with the loop of a run in this process, silent."""
     return started(checks.prepare(cfg), Display(enabled=False), in_process=True)
+
+
+def plain_scores(logits: torch.Tensor, second: torch.Tensor | None, targets: torch.Tensor, divergence: Divergence | None) -> Scores:
+    """What `trainer.scores` computes, from whole logits and by autograd: the definition."""
+    logp, chosen = logits.log_softmax(-1), targets[:, None]
+    distance = mass = None
+    if divergence is not None:
+        words = min(logits.shape[-1], second.shape[-1])
+        options = {"alpha": divergence.alpha, "topk": divergence.topk, "add_tail": divergence.add_tail}
+        distance = token_divergence(logits[:, :words], second[:, :words], **options)
+        mass = logits[:, :words].softmax(-1).topk(min(divergence.topk or words, words), -1).values.sum(-1)
+    return Scores(
+        student_logp=logp.gather(-1, chosen)[:, 0],
+        entropy=-(logp.exp() * logp.masked_fill(logp == -torch.inf, 0)).sum(-1),
+        second_logp=None if second is None else second.log_softmax(-1).gather(-1, chosen)[:, 0],
+        divergence=distance,
+        topk_mass=mass,
+    )

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer import engines, models, peers, rewards
+from trainer import engines, memory, models, peers, rewards
 from trainer.chat import Chat
 from trainer.config.schema import Config
 from trainer.dataset import PromptOrder, load_prompts
 from trainer.errors import UserError
+from trainer.memory import MemoryPlan
 from trainer.rewards.sandbox import Job, Limits, Sandbox, SandboxError
 from trainer.types import Prompt
 from trainer.workers.setup import choose_device, max_model_len
@@ -32,6 +33,7 @@ class Prepared:
     device: str
     model_fingerprint: str
     notices: Sequence[str] = field(default_factory=tuple)
+    memory: MemoryPlan | None = None  # of a rank that trains
 
     @property
     def order(self) -> PromptOrder:
@@ -57,6 +59,7 @@ def prepare(config: Config) -> Prepared:
     _check_outputs(config)
     chat = models.load_chat(own.path, config.data.apply_chat_template_kwargs, trust_remote_code=own.trust_remote_code)
     notices = _check_second_model(config, chat, model_config) if trains else []
+    process = memory.process_bytes() if trains else 0
     train = _read(config, chat, "train", notices) if trains else ()
     val = _read(config, chat, "test", notices) if config.data.val_files or not trains else ()
     if config.custom_reward_function.path:
@@ -66,9 +69,33 @@ def prepare(config: Config) -> Prepared:
     prepared = Prepared(config, chat, train, val, device, fingerprint(model_config) + weights, notices)
     if trains:
         _ = prepared.order  # refuses a batch larger than the data
+        longest, context = max(train, key=lambda prompt: len(prompt.token_ids)), None
         if config.actor_rollout_ref.actor.policy_loss.loss_mode == "sdpo":
-            _check_frame(config, chat, max(train, key=lambda prompt: len(prompt.token_ids)))
+            context = _check_frame(config, chat, longest)
+        known = {"own": model_config, "prompt": len(longest.token_ids), "context": context, "process": process}
+        config, plan = _plan_memory(config, device, known, notices)
+        prepared = replace(prepared, config=config, memory=plan)
     return prepared
+
+
+def _plan_memory(config: Config, device: str, known: dict[str, Any], notices: list[str]) -> tuple[Config, MemoryPlan | None]:
+    """Return the configuration with numbers for `auto`, and what it needs; raise UserError if that is not there."""
+    free = memory.free_bytes(device)
+    try:
+        planner = memory.Planner(config, device=device, free=free, **known)
+        config, plan = planner.resolve(config)
+    except UserError:
+        raise
+    except Exception as error:  # a model's own code may not run without data
+        if config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu == "auto":
+            raise UserError(
+                f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu=auto: this model's memory cannot be predicted ({error!r}); "
+                "give a number."
+            ) from error
+        notices.append(f"this model's memory cannot be predicted ({error!r}): whether it fits shows when it runs")
+        return config, None
+    notices += planner.check(config, plan)
+    return config, plan
 
 
 def _check_second_model(config: Config, chat: Chat, model_config: Any) -> list[str]:
@@ -171,8 +198,11 @@ def _has_wandb_account() -> bool:
     return bool(os.environ.get("WANDB_API_KEY")) or (file.is_file() and netrc.netrc(file).authenticators(host) is not None)
 
 
-def _check_frame(config: Config, chat: Chat, longest: Prompt) -> None:
-    """Raise UserError if the longest prompt, with headers and closing line but no peer text, exceeds the teacher's budget."""
+def _check_frame(config: Config, chat: Chat, longest: Prompt) -> int:
+    """Return how long a teacher prompt can be, feedback aside.
+
+    Raises UserError if the longest prompt, with headers and closing line but no peer text, exceeds the teacher's budget.
+    """
     distill = config.actor_rollout_ref.actor.self_distillation
     bare = peers.PeerContext(0, (peers.Peer("primary", 1, ""),), (peers.Peer("failure", 2, ""),))
     need = len(peers.render(longest, bare, replace(distill, max_reprompt_len=1 << 40), chat).token_ids)
@@ -182,6 +212,7 @@ def _check_frame(config: Config, chat: Chat, longest: Prompt) -> None:
             f"takes {need} tokens before any peer is shown; raise it to {need + config.data.max_response_length} or more, or lower "
             "data.max_prompt_length."
         )
+    return min(distill.max_reprompt_len, need + sum(peers.wanted(distill)) * config.data.max_response_length)
 
 
 def fingerprint(model_config: Any) -> str:

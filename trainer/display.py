@@ -36,6 +36,11 @@ class Display:
         """Print a warning, above the live line."""
         self.console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        if self.enabled:
+            self.console.print(table)
+
     @contextmanager
     def live(self, done: int, total: int) -> Iterator[None]:
         """Show a progress bar over training steps within the block; without a terminal, a line per step."""

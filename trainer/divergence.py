@@ -12,13 +12,35 @@ Sources: arXiv 2601.20802 (SDPO), behaviour 5.1-5.2; test vectors in behaviour 1
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """Which divergence: `alpha` in [0, 1], see above; `topk` and `add_tail` as in `token_divergence`.
+
+    Raises:
+        ValueError: for an alpha outside [0, 1] or a k below 1.
+    """
+
+    alpha: float = 0.5
+    topk: int | None = 100
+    add_tail: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}: must lie in [0, 1]")
+        if self.topk is not None and self.topk < 1:
+            raise ValueError(f"topk={self.topk}: must be at least 1, or None for the full vocabulary")
+
+
 def token_divergence(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, topk: int | None, add_tail: bool) -> Tensor:
-    """Return the divergence of each of T tokens, float [T].
+    """Return the divergence of each of T tokens, float [T], from whole logits: the definition.
+
+    Training computes the same from hidden states, chunk by chunk (`trainer.fused`).
 
     Args:
         student_logits: [T, V], already divided by the temperature; gradients flow through these alone.
@@ -34,10 +56,7 @@ def token_divergence(student_logits: Tensor, teacher_logits: Tensor, *, alpha: f
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ in shape")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha}: must lie in [0, 1]")
-    if topk is not None and topk < 1:
-        raise ValueError(f"topk={topk}: must be at least 1, or None for the full vocabulary")
+    Divergence(alpha, topk, add_tail)  # refuses what is out of range
     student, teacher = bucket_logp(student_logits, teacher_logits.detach(), topk=topk, add_tail=add_tail)
     return generalised_jsd(student, teacher, alpha)
 

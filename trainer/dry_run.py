@@ -1,6 +1,6 @@
 """`trainer.dry_run=True`: what a run would do, without loading a model: derived sizes and two teacher prompts."""
 
-from trainer import peers
+from trainer import memory, peers
 from trainer.checks import Prepared
 from trainer.display import Display
 from trainer.types import Group, Outcome, Rollout, Verdict
@@ -23,10 +23,12 @@ def report(prepared: Prepared, display: Display) -> None:
         "ranks": f"{config.trainer.world_size} on {prepared.device}, {rollout.name} engine",
         "longest sequence": f"{config.data.max_prompt_length + config.data.max_response_length} tokens (student)"
         + (f", {actor.self_distillation.max_reprompt_len + config.data.max_response_length} (teacher)" if _distils(prepared) else ""),
-        "micro-batch": f"up to {actor.ppo_max_token_len_per_gpu} tokens",
+        "micro-batch": f"up to {actor.ppo_max_token_len_per_gpu} tokens, logits of {actor.head_chunk} response tokens at once",
     }
     for name, value in lines.items():
         display.say(f"{name:26}{value}")
+    if prepared.memory is not None:
+        display.show(memory.table(prepared.memory))
     if _distils(prepared):
         k, m = peers.wanted(actor.self_distillation)
         display.say(f"{'peers shown':26}up to {k} success(es) and {m} failure(s)")

@@ -31,10 +31,12 @@ from trainer.engines.base import Response, Sampling
 from trainer.errors import UserError
 from trainer.files import set_aside, write_text
 from trainer.health import Monitor, health_metrics
+from trainer.memory import GIB
 from trainer.objectives.base import Objective
 from trainer.rewards.pool import VerifierPool
 from trainer.schedule import learning_rate
 from trainer.seeds import derive
+from trainer.teacher_signal import teacher_metrics
 from trainer.tracking import Tracker
 from trainer.types import Batch, Group, Outcome, Prompt, Rollout, Sample, Verdict
 from trainer.workers.base import Report, Workers
@@ -305,6 +307,7 @@ class Loop:
             **m.rollout_metrics(groups),
             **batch.metrics,
             **m.update_metrics(batch.samples, report.records, self.objective.token_metrics),
+            **teacher_metrics(batch.samples, report.records),
             **health_metrics(groups, batch.samples, report.records, distill),
             **self.seen.update(groups, distill.success_reward_threshold),
             "actor/lr": rate,
@@ -314,6 +317,10 @@ class Loop:
             "timing_s/step": total,
             "perf/throughput": tokens / total,
         }
+        if report.peak_bytes:
+            out["memory/peak_gib"] = report.peak_bytes / GIB
+            if self.prepared.memory is not None:
+                out["memory/predicted_gib"] = self.prepared.memory.expected / GIB
         if report.losses:
             out |= {"actor/pg_loss": float(np.mean(report.losses)), "actor/grad_norm": float(np.mean(report.grad_norms))}
         return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from trainer import objectives
 from trainer.checks import Prepared
@@ -25,6 +26,8 @@ def started(prepared: Prepared, display: Display, *, resume_step: int | None = N
         f"{config.trainer.world_size} rank(s) and the {config.actor_rollout_ref.rollout.name} engine on {prepared.device}"
     )
     with ExitStack() as ends:
+        if in_process and prepared.memory is not None:
+            prepared = replace(prepared, memory=prepared.memory.in_process())
         workers = _workers(prepared, in_process)
         ends.callback(workers.close)
         verifiers = VerifierPool(

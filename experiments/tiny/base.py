@@ -16,6 +16,7 @@ from trainer.attention import plan_attention
 from trainer.chat import Chat
 from trainer.fused import head_loss
 from trainer.models import ForestLM
+from trainer.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,10 @@ def _loss(model: ForestLM, examples: list[Example]) -> torch.Tensor:
     targets = torch.from_numpy(np.concatenate([example.response for example in examples])).long()
     trained = torch.from_numpy(np.concatenate([example.trained for example in examples])).float()
 
-    def chunk_loss(logits: torch.Tensor, rows: slice):
-        losses = torch.nn.functional.cross_entropy(logits, targets[rows], reduction="none")
-        return (losses * trained[rows]).sum() / trained.sum(), {}
+    def token_loss(scores: Scores, rows: slice):
+        return -(scores.student_logp * trained[rows]).sum() / trained.sum(), {}
 
-    return model(packed, plan_attention(packed), lambda hidden, head: head_loss(hidden, head, chunk_loss)[0])
+    return model(packed, plan_attention(packed), lambda hidden, head: head_loss(hidden, head, token_loss, targets=targets)[0])
 
 
 def example(chat: Chat, prompt: np.ndarray, response: str, untrained: int | None = None) -> Example:

@@ -33,6 +33,13 @@ def _between(key: str, value: float | None, low: float, high: float = float("inf
         raise UserError(f"{key}={value!r}: must be {bounds}.")
 
 
+def _count_or_auto(key: str, value: int | str) -> None:
+    if isinstance(value, str) and value != "auto":
+        raise UserError(f"{key}={value!r}: must be a whole number, or auto.")
+    if value != "auto":
+        _between(key, value, 1)
+
+
 @dataclass
 class Data:
     train_files: list[str]
@@ -89,6 +96,8 @@ class Optim:
 class FSDP:
     param_dtype: str
     reshard_after_forward: bool
+    param_offload: bool
+    optimizer_offload: bool
 
     def __post_init__(self) -> None:
         _one_of("actor_rollout_ref.actor.fsdp_config.param_dtype", self.param_dtype, ("auto", "float32", "bfloat16"))
@@ -187,8 +196,9 @@ def _check_template(key: str, template: str, *, required: tuple[str, ...], allow
 class ActorConfig:
     ppo_mini_batch_size: int
     ppo_epochs: int
-    ppo_max_token_len_per_gpu: int
+    ppo_max_token_len_per_gpu: int | str
     ppo_micro_batch_size_per_gpu: int | None
+    head_chunk: int | str
     grad_clip: float
     loss_agg_mode: str
     clip_ratio_low: float
@@ -201,12 +211,15 @@ class ActorConfig:
     policy_loss: PolicyLoss
     optim: Optim
     fsdp_config: FSDP
+    use_torch_compile: bool
     self_distillation: SelfDistillation
 
     def __post_init__(self) -> None:
         prefix = "actor_rollout_ref.actor"
-        for key in ("ppo_mini_batch_size", "ppo_epochs", "ppo_max_token_len_per_gpu", "ppo_micro_batch_size_per_gpu"):
+        for key in ("ppo_mini_batch_size", "ppo_epochs", "ppo_micro_batch_size_per_gpu"):
             _between(f"{prefix}.{key}", getattr(self, key), 1)
+        for key in ("ppo_max_token_len_per_gpu", "head_chunk"):
+            _count_or_auto(f"{prefix}.{key}", getattr(self, key))
         _between(f"{prefix}.grad_clip", self.grad_clip, 0, open_low=True)
         _between(f"{prefix}.clip_ratio_low", self.clip_ratio_low, 0, 1)
         _between(f"{prefix}.clip_ratio_high", self.clip_ratio_high, 0)
@@ -283,8 +296,14 @@ class RefModel:
 
 
 @dataclass
+class RefFSDP:
+    param_offload: bool
+
+
+@dataclass
 class Ref:
     model: RefModel
+    fsdp_config: RefFSDP
 
 
 @dataclass
@@ -367,6 +386,7 @@ class Trainer:
     log_dir: str
     max_nonfinite_steps: int
     rollout_overlap: int
+    check_memory: bool
     dry_run: bool
 
     def __post_init__(self) -> None:
@@ -412,7 +432,6 @@ class Config:
                 "trainer.rollout_overlap=1 samples the next step while this one trains, so the engines need GPUs of their own: set "
                 "actor_rollout_ref.rollout.n_gpus (on a CPU: the number of engine processes), or trainer.rollout_overlap=0."
             )
-        longest = data.max_prompt_length + data.max_response_length
         if actor.policy_loss.loss_mode == "sdpo":
             if rollout.n < 2:
                 raise UserError(
@@ -434,14 +453,22 @@ class Config:
                     f"{data.max_prompt_length} tokens, let alone peers: raise "
                     "actor_rollout_ref.actor.self_distillation.max_reprompt_len."
                 )
-            longest = max(longest, distill.max_reprompt_len + data.max_response_length)
         elif self.actor_rollout_ref.ref.model.path is not None and not actor.use_kl_loss:
             raise UserError(
                 f"actor_rollout_ref.ref.model.path={self.actor_rollout_ref.ref.model.path!r} would not be used: with loss_mode=vanilla "
                 "it is the reference of actor_rollout_ref.actor.use_kl_loss=True. Set that, or leave the path out."
             )
-        if actor.ppo_max_token_len_per_gpu < longest:
+        budget, longest = actor.ppo_max_token_len_per_gpu, self.longest_sequence
+        if budget != "auto" and budget < longest:
             raise UserError(
-                f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} cannot hold the longest "
+                f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={budget} cannot hold the longest "
                 f"sequence of {longest} tokens: set it to {longest} or more, or lower the length limits."
             )
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt, the teacher's included, with the longest response."""
+        actor, prompt = self.actor_rollout_ref.actor, self.data.max_prompt_length
+        if actor.policy_loss.loss_mode == "sdpo":
+            prompt = max(prompt, actor.self_distillation.max_reprompt_len)
+        return prompt + self.data.max_response_length

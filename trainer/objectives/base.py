@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from trainer.chat import Chat
 from trainer.config.schema import Config
+from trainer.divergence import Divergence
+from trainer.scores import Scores
 from trainer.types import Batch, Group
 
 
@@ -37,6 +38,7 @@ class Objective(ABC):
     """A `loss_mode`. One instance lives on the driver (`prepare`), one on every actor rank (`token_loss`)."""
 
     second_model: str | None = None  # "teacher" or "reference": scored without gradient beside the student
+    divergence: Divergence | None = None  # which divergence from the second model the loss wants
     token_metrics: ClassVar[Mapping[str, str]] = {}  # name of a token record -> name its mean is logged under
 
     def __init__(self, config: Config) -> None:
@@ -49,20 +51,9 @@ class Objective(ABC):
         """Return the samples to train on. Pure: the same groups and step give the same batch."""
 
     @abstractmethod
-    def token_loss(self, student_logits: Tensor, second_logits: Tensor | None, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def token_loss(self, scores: Scores, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each token [R] (with gradient) and records of each token [R] (without).
 
-        Both logits are [R, V], divided by the sampling temperature. Records always hold `student_logp`, `entropy`
-        and `importance_weight`.
+        Gradients may flow through `student_logp`, `entropy` and `divergence` of the scores, which are those of logits
+        divided by the sampling temperature. Records always hold `student_logp`, `entropy` and `importance_weight`.
         """
-
-
-def sampled_logp(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log softmax(logits)[target] of each row: [R, V], [R] -> [R]."""
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of softmax(logits) of each row in nats: [R, V] -> [R]."""
-    logp = logits.log_softmax(-1)
-    return -torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1)

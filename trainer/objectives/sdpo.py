@@ -16,9 +16,11 @@ from torch import Tensor
 
 from trainer import peers
 from trainer.chat import Chat
-from trainer.divergence import token_divergence
-from trainer.objectives.base import Objective, Tokens, entropy, sampled_logp
+from trainer.config.schema import Config
+from trainer.divergence import Divergence
+from trainer.objectives.base import Objective, Tokens
 from trainer.objectives.importance import sampler_weight, truncated_ratio
+from trainer.scores import Scores
 from trainer.types import Batch, Group, Sample
 
 
@@ -29,7 +31,14 @@ class SelfDistillationObjective(Objective):
     token_metrics: ClassVar = {
         "divergence": "self_distillation/divergence",
         "teacher_gap": "self_distillation/teacher_logp_minus_student",
+        "topk_mass": "self_distillation/topk_mass",
     }
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        distill = self.actor.self_distillation
+        if distill.full_logit_distillation:
+            self.divergence = Divergence(distill.alpha, distill.distillation_topk, distill.distillation_add_tail)
 
     def prepare(self, groups: Sequence[Group], chat: Chat, step: int) -> Batch:
         """Select peers, render the teacher's prompts and keep the rollouts that have something to learn from."""
@@ -59,35 +68,27 @@ class SelfDistillationObjective(Objective):
             contexts={(g, i): context for g, group in enumerate(contexts) for i, context in enumerate(group)},
         )
 
-    def token_loss(self, student_logits: Tensor, second_logits: Tensor | None, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def token_loss(self, scores: Scores, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Return weight x divergence of each token; see `Objective.token_loss`."""
-        assert second_logits is not None, "sdpo needs teacher logits"
-        distill = self.actor.self_distillation
-        student_logp = sampled_logp(student_logits, tokens.targets)
-        teacher_logp = sampled_logp(second_logits, tokens.targets)
-        if distill.full_logit_distillation:
-            words = min(student_logits.shape[-1], second_logits.shape[-1])  # embeddings may be padded differently
-            loss = divergence = token_divergence(
-                student_logits[:, :words],
-                second_logits[:, :words],
-                alpha=distill.alpha,
-                topk=distill.distillation_topk,
-                add_tail=distill.distillation_add_tail,
-            )
+        student_logp, is_clip = scores.student_logp, self.actor.self_distillation.is_clip
+        if self.divergence is not None:
+            loss = divergence = scores.divergence
         else:  # score-function surrogate: its gradient is that of KL(student || teacher), its value is not
-            divergence = (student_logp - teacher_logp).detach()
+            divergence = (student_logp - scores.second_logp).detach()
             loss = divergence * student_logp
         importance = sampler_weight(tokens, student_logp, mode=self.correction.rollout_is, cap=self.correction.rollout_is_threshold)
         loss = loss * importance
-        if distill.is_clip is not None and tokens.old_logp is not None:
-            loss = loss * truncated_ratio(student_logp - tokens.old_logp, distill.is_clip)
-        spread = entropy(student_logits if self.actor.entropy_coeff else student_logits.detach())
+        if is_clip is not None and tokens.old_logp is not None:
+            loss = loss * truncated_ratio(student_logp - tokens.old_logp, is_clip)
         if self.actor.entropy_coeff:
-            loss = loss - self.actor.entropy_coeff * spread
-        return loss, {
-            "student_logp": student_logp.detach(),
-            "teacher_gap": teacher_logp - student_logp.detach(),
-            "entropy": spread.detach(),
-            "divergence": divergence.detach(),
+            loss = loss - self.actor.entropy_coeff * scores.entropy
+        records = {
+            "student_logp": student_logp,
+            "teacher_gap": scores.second_logp - student_logp,
+            "entropy": scores.entropy,
+            "divergence": divergence,
             "importance_weight": importance,
         }
+        if scores.topk_mass is not None:
+            records["topk_mass"] = scores.topk_mass
+        return loss, {name: value.detach() for name, value in records.items()}

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from trainer.chat import Chat
 from trainer.config.schema import Config
-from trainer.objectives.base import Objective, Tokens, entropy, sampled_logp
+from trainer.objectives.base import Objective, Tokens
 from trainer.objectives.importance import sampler_weight, update_ratio
 from trainer.objectives.kl import kl_estimate
 from trainer.peers import is_success
+from trainer.scores import Scores
 from trainer.types import Batch, Group, Outcome, Sample
 
 
@@ -71,28 +72,25 @@ class PolicyGradientObjective(Objective):
             metrics={f"critic/advantages/{name}": float(getattr(np, name)(advantages)) for name in ("mean", "max", "min")},
         )
 
-    def token_loss(self, student_logits: Tensor, second_logits: Tensor | None, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def token_loss(self, scores: Scores, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped policy-gradient loss of each token plus KL and entropy terms; see `Objective.token_loss`."""
-        actor, advantage = self.actor, tokens.advantage
-        student_logp = sampled_logp(student_logits, tokens.targets)
+        actor, advantage, student_logp = self.actor, tokens.advantage, scores.student_logp
         ratio = update_ratio(tokens, student_logp)
         clipped = ratio.clamp(1 - actor.clip_ratio_low, 1 + actor.clip_ratio_high)
         loss = torch.maximum(-advantage * ratio, -advantage * clipped)
         dual = torch.where(advantage < 0, -advantage * actor.clip_ratio_c, torch.inf)
         importance = sampler_weight(tokens, student_logp, mode=self.correction.rollout_is, cap=self.correction.rollout_is_threshold)
         records = {
-            "student_logp": student_logp.detach(),
+            "student_logp": student_logp,
+            "entropy": scores.entropy,
             "importance_weight": importance,
             "clipped": (-advantage * clipped > -advantage * ratio).float(),
             "clipped_lower": (loss > dual).float(),
         }
         loss = torch.minimum(loss, dual) * importance
-        spread = entropy(student_logits if actor.entropy_coeff else student_logits.detach())
-        records["entropy"] = spread.detach()
         if actor.entropy_coeff:
-            loss = loss - actor.entropy_coeff * spread
-        if second_logits is not None:
-            reference_kl = kl_estimate(actor.kl_loss_type, student_logp, sampled_logp(second_logits, tokens.targets))
+            loss = loss - actor.entropy_coeff * scores.entropy
+        if scores.second_logp is not None:
+            records["reference_kl"] = reference_kl = kl_estimate(actor.kl_loss_type, student_logp, scores.second_logp)
             loss = loss + actor.kl_loss_coef * reference_kl
-            records["reference_kl"] = reference_kl.detach()
-        return loss, records
+        return loss, {name: value.detach() for name, value in records.items()}

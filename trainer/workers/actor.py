@@ -5,7 +5,8 @@ loss from both in chunks, backward; one optimizer step per mini-batch; then the 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,16 @@ from torch.distributed.tensor import DTensor
 from trainer import forest, objectives
 from trainer.attention import plan_attention
 from trainer.config.schema import Config
-from trainer.fused import Head, chunks, head_loss
+from trainer.fused import Head, head_loss, sampled_logp
+from trainer.machine import peak_resident
 from trainer.models import ForestLM, build_lm
-from trainer.objectives.base import Tokens, sampled_logp
+from trainer.objectives.base import Tokens
+from trainer.scores import Scores
 from trainer.types import Sample
 from trainer.workers import state
 from trainer.workers.base import Report, Share
 from trainer.workers.setup import compute_dtype
-from trainer.workers.sharding import join, reshard, shard, update_average, whole_weights
+from trainer.workers.sharding import join, move, move_moments, reshard, shard, update_average, whole_weights
 
 
 class Actor:
@@ -37,20 +40,44 @@ class Actor:
         self.rank = rank
         self.objective = objectives.build(config)
         self.temperature = config.actor_rollout_ref.rollout.temperature
+        self.chunk = None if self.actor.head_chunk == "auto" else self.actor.head_chunk
         own, other = config.actor_rollout_ref.model, config.actor_rollout_ref.ref.model
-        self.student = self._build(own.path, train=True)
-        self.second = self._build(other.path or own.path, train=False) if self.objective.second_model else None
         self.average_rate = self.actor.self_distillation.teacher_update_rate if self.objective.second_model == "teacher" else 0.0
+        computed = compute_dtype(config, self.device)
+        self.student = self._build(own.path, torch.float32, train=True)
+        # an average needs float32: small steps would be rounded away. A model that stays as it is does not
+        held = torch.float32 if self.average_rate > 0 else computed
+        self.second = self._build(other.path or own.path, held, train=False) if self.objective.second_model else None
         optim = self.actor.optim
         self._optim_settings = {"betas": tuple(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=optim.lr, fused=True, **self._optim_settings)
+        fsdp = self.actor.fsdp_config
+        self.moments_rest = fsdp.optimizer_offload
+        self.resting = [self.student] if fsdp.param_offload else []  # what is in host memory but for a call that needs it
+        if self.second is not None and config.actor_rollout_ref.ref.fsdp_config.param_offload:
+            self.resting.append(self.second)
+        for model in self.resting:
+            move(model, "cpu")
 
-    def _build(self, path: str, *, train: bool) -> ForestLM:
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Have the models on the device, and let those that rest in host memory go back there afterwards."""
+        for model in self.resting:
+            move(model, self.device)
+        try:
+            yield
+        finally:
+            for model in self.resting:
+                move(model, "cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # a colocated engine wants what the allocator would keep for later
+
+    def _build(self, path: str, dtype: torch.dtype, *, train: bool) -> ForestLM:
         model, fsdp = self.config.actor_rollout_ref.model, self.actor.fsdp_config
         lm = build_lm(
             path,
             attention="forest",
-            dtype=torch.float32,
+            dtype=dtype,
             trust_remote_code=model.trust_remote_code,
             with_weights=self.rank == 0,
         )
@@ -61,16 +88,25 @@ class Actor:
             compute_dtype=compute_dtype(self.config, self.device),
             reshard_after_forward=fsdp.reshard_after_forward,
             checkpointing=train and model.enable_gradient_checkpointing,
+            compiled=self.actor.use_torch_compile,
         ).train(train)
 
     def update(self, share: Share, learning_rate: float) -> Report:
         """Train one step on this rank's share and return its report."""
+        with self.at_work():
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            report = self._update(share, learning_rate)
+            report.peak_bytes = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else peak_resident()
+            return report
+
+    def _update(self, share: Share, learning_rate: float) -> Report:
         report = Report(seconds={"teacher": 0.0, "student": 0.0, "optimizer": 0.0, "old_logp": 0.0})
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         steps = [step for _ in range(self.actor.ppo_epochs) for step in share.steps]
         start = self._now()
-        old_logp = self.score(share) if len(steps) > 1 else None  # before any of them moves the student
+        old_logp = self._score(share) if len(steps) > 1 else None  # before any of them moves the student
         report.seconds["old_logp"] += self._now() - start
         moved = False
         for step in steps:
@@ -84,13 +120,7 @@ class Actor:
             report.seconds["optimizer"] += self._now() - start
         if self.second is not None:
             reshard(self.second)  # what a pass without gradient left whole
-        self._give_memory_back()
         return report
-
-    def _give_memory_back(self) -> None:
-        """Return to the GPU what the allocator keeps for later: a colocated engine wants it now."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _accumulate(self, micro: Sequence[int], share: Share, old_logp: dict[int, np.ndarray] | None, report: Report) -> Tensor:
         """Run one micro-batch forward and backward; return its weighted loss (detached) and file its records."""
@@ -106,13 +136,21 @@ class Actor:
         def loss_of(hidden: Tensor, head: Head) -> tuple[Tensor, dict[str, Tensor]]:
             known = self._with_sequence_ratio(tokens, hidden, head, samples)
 
-            def chunk_loss(logits: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-                second_logits = None if second is None else second[1].logits(second[0][rows]) / self.temperature
-                token_loss, records = self.objective.token_loss(logits / self.temperature, second_logits, known[rows])
+            def token_loss(scores: Scores, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+                losses, records = self.objective.token_loss(scores, known[rows])
                 before = {} if known.old_logp is None else {"old_logp": known.old_logp[rows]}
-                return (token_loss * weights[rows]).sum(), {**records, **before, "loss": token_loss.detach()}
+                return (losses * weights[rows]).sum(), {**records, **before, "loss": losses}
 
-            return head_loss(hidden, head, chunk_loss)
+            return head_loss(
+                hidden,
+                head,
+                token_loss,
+                targets=known.targets,
+                second=second,
+                divergence=self.objective.divergence,
+                temperature=self.temperature,
+                chunk=self.chunk,
+            )
 
         loss, records = self._run(self.student, self._pack([(s.prompt_ids, s.response_ids) for s in samples]), loss_of)
         loss.backward()
@@ -129,9 +167,13 @@ class Actor:
         contexts = [(s.context_ids, s.response_ids) for s in samples]
         return self._run(self.second, self._pack(contexts), lambda hidden, head: (hidden, head))
 
-    @torch.no_grad()
     def score(self, share: Share) -> dict[int, np.ndarray]:
         """Return the student's log-probs of every sample's tokens, float32 [T], at the run's temperature."""
+        with self.at_work():
+            return self._score(share)
+
+    @torch.no_grad()
+    def _score(self, share: Share) -> dict[int, np.ndarray]:
         scores = {}
         for step in share.steps:
             for micro in step:
@@ -143,7 +185,6 @@ class Actor:
                     lambda hidden, head, tokens=tokens: self._sampled_logp(hidden, head, tokens),
                 )
                 scores |= {i: record["logp"] for i, record in self._by_sample(micro, samples, {"logp": logp})}
-        self._give_memory_back()
         return scores
 
     def _optimizer_step(self, loss: Tensor, report: Report) -> bool:
@@ -155,7 +196,8 @@ class Actor:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
         if finite:
-            self.optimizer.step()
+            with self._room_for_moments():
+                self.optimizer.step()
         else:
             report.skipped += 1
         self.optimizer.zero_grad()
@@ -164,22 +206,31 @@ class Actor:
         report.seconds["optimizer"] += self._now() - start
         return finite
 
+    @contextmanager
+    def _room_for_moments(self) -> Iterator[None]:
+        """Have Adam's moments on the device; where they rest in host memory, a resting second model makes room for them."""
+        gone = [self.second] if self.moments_rest and self.second in self.resting else []
+        for model in gone:
+            move(model, "cpu")
+        if self.moments_rest:
+            move_moments(self.optimizer, self.device)
+        yield
+        if self.moments_rest:
+            move_moments(self.optimizer, "cpu")
+        for model in gone:
+            move(model, self.device)
+
     def _with_sequence_ratio(self, tokens: Tokens, hidden: Tensor, head: Head, samples: Sequence[Sample]) -> Tokens:
         """Add the log importance ratio of whole sequences where the objective weighs by it: one more pass of the head."""
         if self.config.algorithm.rollout_correction.rollout_is != "sequence":
             return tokens
-        with torch.no_grad():
-            before = self._sampled_logp(hidden.detach(), head, tokens) if tokens.old_logp is None else tokens.old_logp
+        before = self._sampled_logp(hidden, head, tokens) if tokens.old_logp is None else tokens.old_logp
         counts = [len(s.response_ids) for s in samples]
         sums = [part.sum().expand(n) for part, n in zip((before - tokens.sampler_logp).split(counts), counts, strict=True)]
         return Tokens(tokens.targets, tokens.sampler_logp, tokens.advantage, tokens.old_logp, torch.cat(sums) if sums else before)
 
     def _sampled_logp(self, hidden: Tensor, head: Head, tokens: Tokens) -> Tensor:
-        parts = [
-            sampled_logp(head.logits(hidden[rows]) / self.temperature, tokens.targets[rows])
-            for rows in chunks(len(hidden), len(head.weight))
-        ]
-        return torch.cat([*parts, hidden.new_empty(0, dtype=torch.float32)])
+        return sampled_logp(hidden, head, tokens.targets, self.temperature, self.chunk)
 
     def _pack(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> forest.Forest:
         # a rank with nothing left still runs the passes the others run, on one token without rows
@@ -217,6 +268,10 @@ class Actor:
 
         `only` names those wanted; the head of tied embeddings goes by the embedding's name.
         """
+        with self.at_work():
+            return self._weights(dtype, only)
+
+    def _weights(self, dtype: torch.dtype, only: Sequence[str] | None = None) -> dict[str, Tensor]:
         reshard(self.student)
         return whole_weights(self.student, dtype, keep=self.rank == 0, only=only)
 
@@ -225,16 +280,19 @@ class Actor:
 
         Raises OSError if it cannot be written.
         """
-        weights = self.weights(compute_dtype(self.config, self.device))
-        with state.writing(folder):
+        with self.at_work(), state.writing(folder):
+            weights = self._weights(compute_dtype(self.config, self.device))
             state.save(Path(folder), self.student, self._average, self.optimizer)
             if self.rank == 0:
                 state.save_huggingface(Path(folder) / "huggingface", self.student.lm, weights, self.config.actor_rollout_ref.model.path)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote, on any number of ranks."""
-        reshard(self.student)
-        state.load(Path(folder), self.student, self._average, self.optimizer)
+        with self.at_work():
+            reshard(self.student)
+            state.load(Path(folder), self.student, self._average, self.optimizer)
+            if self.moments_rest:
+                move_moments(self.optimizer, "cpu")
         for group in self.optimizer.param_groups:  # the settings are those of this run, the moments those of the checkpoint
             group.update(self._optim_settings)
 

@@ -26,7 +26,8 @@ class Share:
 class Report:
     """What one rank says of a step: per sample the records of its tokens (float32 [T] each), scalars, seconds by phase.
 
-    `skipped` are the optimizer steps left out because the loss or the gradient was not finite.
+    `skipped` are the optimizer steps left out because the loss or the gradient was not finite. `peak_bytes` is the
+    memory it needed most: of this step what PyTorch gave out on a GPU, on a CPU what its process ever held.
     """
 
     records: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Report:
     grad_norms: list[float] = field(default_factory=list)
     skipped: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
 
 
 class Workers(ABC):
@@ -88,7 +90,8 @@ def shares(batch: Batch, plan: Plan) -> list[Share]:
 
 
 def merge(reports: Sequence[Report]) -> Report:
-    """Return the ranks' reports as one: their records together, the slowest rank's seconds; losses are global already."""
+    """Return the ranks' reports as one: their records together, the slowest rank's seconds, the largest one's memory; losses are
+    global already."""
     records = {i: record for report in reports for i, record in report.records.items()}
     first = reports[0]
     return Report(
@@ -97,6 +100,7 @@ def merge(reports: Sequence[Report]) -> Report:
         grad_norms=first.grad_norms,
         skipped=first.skipped,
         seconds={name: max(report.seconds[name] for report in reports) for name in first.seconds},
+        peak_bytes=max(report.peak_bytes for report in reports),
     )
 
 

@@ -234,8 +234,9 @@ class _Rank:
         )
 
     def send(self) -> None:
-        reshard(self.actor.student)
-        self.sender.send_weights()
+        with self.actor.at_work():
+            reshard(self.actor.student)
+            self.sender.send_weights()
 
     def save(self, folder: str) -> None:
         self.actor.save(folder)

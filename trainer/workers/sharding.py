@@ -28,11 +28,18 @@ def join(rank: int, world_size: int, device: torch.device, address: str | None =
 
 
 def shard(
-    lm: nn.Module, *, mesh: DeviceMesh, compute_dtype: torch.dtype, reshard_after_forward: bool, checkpointing: bool = False
+    lm: nn.Module,
+    *,
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype,
+    reshard_after_forward: bool,
+    checkpointing: bool = False,
+    compiled: bool = False,
 ) -> ForestLM:
-    """Shard a language model over the mesh: fp32 shards, computed in `compute_dtype`, gradients reduced in fp32.
+    """Shard a language model over the mesh: shards in its own dtype, computed in `compute_dtype`, gradients reduced in fp32.
 
-    `lm` is on the CPU; rank 0's weights count, the other ranks receive them.
+    `lm` is on the CPU; rank 0's weights count, the other ranks receive them. `compiled` compiles each layer for
+    forests of any size.
     """
     state = {f"lm.{name}": tensor.clone() for name, tensor in lm.state_dict().items()} if mesh.size() > 1 and mesh.get_rank() == 0 else {}
     if checkpointing:
@@ -40,6 +47,8 @@ def shard(
     model = ForestLM(lm)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for layer in lm.base_model.layers:
+        if compiled:
+            layer.compile(dynamic=True)
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # the root holds embeddings and head; they stay whole from the forward pass to the end of the backward pass
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -57,6 +66,20 @@ def reshard(model: ForestLM) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def move(model: ForestLM, device: torch.device | str) -> None:
+    """Bring a model's shards to a device: the host, where they rest, or the one that computes."""
+    reshard(model)
+    model.to(device)
+
+
+def move_moments(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
+    """Bring an optimizer's moments to a device; its step counters stay where they are."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() > 0:
+                state[name] = value.to(device)
 
 
 def whole_weights(model: ForestLM, dtype: torch.dtype, *, keep: bool = True, only: Sequence[str] | None = None) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@
 `from_pretrained` loads.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,15 @@ def load(folder: Path, student: ForestLM, teacher: ForestLM | None, optimizer: O
     set_optimizer_state_dict(student, optimizer, held["optimizer"])
     if teacher is not None:
         set_model_state_dict(teacher, held["teacher"])
+
+
+def load_teacher(folder: Path, teacher: ForestLM) -> None:
+    """Read the averaged teacher alone into a float32 model. In this process alone; for the analysis."""
+    held = {"teacher": get_model_state_dict(teacher)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is wanted
+        dcp.load(held, checkpoint_id=str(folder / "training"), no_dist=True)
+    set_model_state_dict(teacher, held["teacher"])
 
 
 def _state(student: ForestLM, teacher: ForestLM | None, optimizer: Optimizer) -> dict:
