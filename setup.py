@@ -20,8 +20,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["trainer*", "data*", "experiments*", "benchmarks*"]),
-    package_data={"trainer.config": ["*.yaml", "*/*.yaml"]},
+    packages=find_packages(include=["trainer*", "data*", "experiments*", "benchmarks*", "analysis*", "diversity*"]),
+    package_data={"trainer.config": ["*.yaml", "*/*.yaml"], "analysis": ["*.html"]},
     install_requires=requirements("requirements.txt"),
     extras_require={"test": requirements("requirements_test.txt"), "vllm": requirements("requirements_vllm.txt")},
 )

@@ -24,7 +24,8 @@ def settings(model, data, out, *more, name="sdpo"):
 def metrics_of(out: Path) -> list[dict]:
     """The metrics of a run without what depends on the clock."""
     return [
-        {k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))} for row in read_jsonl(out / "logs" / "metrics.jsonl")
+        {k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/", "memory/"))}
+        for row in read_jsonl(out / "logs" / "metrics.jsonl")
     ]
 
 
@@ -82,6 +83,7 @@ def test_rollout_dump(finished):
     assert len(rows) == 16
     published = {"input", "output", "gts", "score", "step", "acc", "pred", "incorrect_format", "feedback"}
     more = {"uid", "prompt_index", "rollout_index", "data_source", "outcome", "response_tokens", "finished", "peers"}
+    more |= {"messages", "response_ids"}
     assert all(published | more <= row.keys() for row in rows)
     assert [row["rollout_index"] for row in rows] == [0, 1, 2, 3] * 4
     for start in range(0, 16, 4):

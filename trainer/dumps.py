@@ -1,7 +1,8 @@
 """Every rollout of a step as one line of JSON: what was asked, answered, judged, and who its teacher saw.
 
 Fields of the published dumps (behaviour 3.8): input, output, gts, score, step, acc, pred, incorrect_format, feedback.
-More here: uid, prompt_index, rollout_index, data_source, outcome, response_tokens, finished, peers.
+More here: uid, prompt_index, rollout_index, data_source, outcome, response_tokens, finished, peers; and, so that the
+analysis reads exactly what training read, the prompt's messages and the response's own token ids, response_ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ def write_rollouts(
                     "prompt_index": group.prompt.index,
                     "rollout_index": i,
                     "data_source": group.prompt.data_source,
+                    "messages": [dict(message) for message in group.prompt.messages],
+                    "response_ids": rollout.token_ids.tolist(),
                     "response_tokens": len(rollout.token_ids),
                     "finished": rollout.finished,
                     "peers": [] if context is None else [{"role": peer.role, "rollout_index": peer.index} for peer in context.peers],

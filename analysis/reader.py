@@ -1,0 +1,66 @@
+"""The model that reads: a folder, a hub name, or a checkpoint of ours with the settings of its run."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from trainer import config as config_module
+from trainer.checkpoint import model_folder, read_state
+from trainer.config.schema import Config
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What `--model` names: `path` is for `from_pretrained`; `checkpoint` the global_step_N folder it lies in, if it is one
+    of ours, and `averaged` whether that holds an EMA teacher; `config` the settings of the run, or the defaults."""
+
+    path: str
+    config: Config
+    checkpoint: Path | None = None
+    averaged: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the flags that `find` reads."""
+    parser.add_argument(
+        "--model", required=required, help="a folder, a hub name, or a run's checkpoints (its newest, or .../global_step_N)"
+    )
+    parser.add_argument("--config-name", default="sdpo", help="settings of a model that is no checkpoint of ours (default: sdpo)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings, as for training: data.apply_chat_template_kwargs..."
+    )
+
+
+def find(model: str, config_name: str = "sdpo", overrides: Sequence[str] = ()) -> Reader:
+    """Return what a `--model` names, its settings those of its run if it is a checkpoint of ours, changed by `overrides`.
+
+    Raises UserError for a folder that is neither, a checkpoint that is not whole, and for unknown or wrong settings.
+    """
+    composed = config_module.compose_config(config_name, list(overrides))
+    folder = model_folder(Path(model)) if Path(model).is_dir() else None
+    checkpoint = folder.parent if folder is not None and (folder.parent / "trainer.json").is_file() else None
+    state = read_state(checkpoint) if checkpoint is not None else {"config": {}, "teacher": False}
+    given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
+    for key, value in state["config"].items():
+        still_known = OmegaConf.select(composed, key, default=...) is not ...
+        if still_known and not any(key == name or name.startswith(f"{key}.") for name in given):
+            OmegaConf.update(composed, key, value, merge=False, force_add=True)
+    if "data.max_prompt_length" not in given:  # prompts are as long as they are in the dump
+        budget = OmegaConf.select(composed, "actor_rollout_ref.actor.self_distillation.max_reprompt_len")
+        if isinstance(budget, int) and budget > 0:
+            OmegaConf.update(composed, "data.max_prompt_length", min(composed.data.max_prompt_length, budget))
+    path = model if folder is None else str(folder)
+    OmegaConf.update(composed, "actor_rollout_ref.model.path", path)
+    return Reader(path, config_module.typed(composed), checkpoint, bool(state["teacher"]))
+
+
+def weights_of(reader: Reader, asked: str | None) -> str:
+    """Return whose weights score, "ema" or "student": what is asked for, else the EMA teacher's where there is one."""
+    if asked == "ema" and not reader.averaged:
+        held = "no checkpoint of ours" if reader.checkpoint is None else "a checkpoint without an EMA teacher"
+        raise UserError(f"--teacher ema: {reader.path} is {held}; --teacher student takes the model's own weights.")
+    return asked or ("ema" if reader.averaged else "student")
