@@ -570,12 +570,13 @@ def plot(results: dict[str, Any], file: Path) -> None:
             axes.barh(list(bars), lengths, left=list(ends.values()), color=colour, edgecolor="white", label=name)
         ends = {way: end + length for (way, end), length in zip(ends.items(), lengths, strict=True)}
     for row, (way, end) in enumerate(ends.items()):
-        axes.text(end, row, f" {bars[way]['update']:.3g} s", va="center")
+        more = f" + {bars[way]['old_logp']:.3g}" if "old_logp" in bars[way] else ""
+        axes.text(end, row, f" {bars[way]['update']:.3g}{more} s", va="center")
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
     axes.set_xlabel("CPU seconds an update" if results["settings"]["cpu_time"] else "seconds an update")
     axes.set_title(describe(results["settings"]), fontsize=8)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(colours), fontsize=8)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
