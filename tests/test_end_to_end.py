@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 QUIET = {**ENV, "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
 
 
-def script(name: str, *arguments: str, timeout: int = 400, **flags: str) -> subprocess.CompletedProcess:
+def script(name: str, *arguments: str, timeout: int = 900, **flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(ROOT / name), *arguments], env={**QUIET, **flags}, capture_output=True, check=False, text=True, timeout=timeout
     )
