@@ -233,6 +233,15 @@ def test_gradients_only_where_wanted():
         assert value.isfinite() and not value.requires_grad
 
 
+def test_gradients_are_handed_on_once():
+    """Without a copy of the head's gradient; a second backward pass says so instead of giving something else."""
+    parts = case(torch.float32)
+    loss = head_loss(parts["hidden"].requires_grad_(), Head(parts["weight"]), every_score, targets=parts["targets"])[0]
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
+
+
 def test_no_rows_still_reach_every_gradient():
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)
     weight = torch.zeros(WORDS, HIDDEN, requires_grad=True)

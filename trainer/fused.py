@@ -243,18 +243,20 @@ class _HeadLoss(torch.autograd.Function):
                     weight_grad += small.T @ part
             if wants_bias:
                 bias_grad += gradient[:n].sum(0)
-        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        ctx.gradients = hidden_grad, weight_grad, bias_grad
         ctx.dtypes = (weight.dtype, bias.dtype)
         return total
 
     @staticmethod
     def backward(ctx, grad_output):
-        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a head loss are handed on once, without a copy: compute the loss again")
+        hidden_grad, weight_grad, bias_grad = ctx.gradients
+        ctx.gradients, (weight_dtype, bias_dtype) = None, ctx.dtypes
         return (
-            None if hidden_grad is None else hidden_grad * grad_output.to(hidden_grad.dtype),
-            None if weight_grad is None else (weight_grad * grad_output).to(weight_dtype),
-            None if bias_grad is None else (bias_grad * grad_output).to(bias_dtype),
+            None if hidden_grad is None else hidden_grad.mul_(grad_output),
+            None if weight_grad is None else weight_grad.mul_(grad_output).to(weight_dtype),
+            None if bias_grad is None else bias_grad.mul_(grad_output).to(bias_dtype),
             None,
             None,
         )
