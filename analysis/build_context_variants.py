@@ -21,10 +21,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from analysis import conditions, legacy, reader
+from analysis import command, conditions, legacy, reader
 from analysis.conditions import SECTIONS, Condition
 from analysis.groups import Candidates, as_group, read_candidates
-from analysis.rows import Row, read_jsonl, run, write_jsonl
+from analysis.rows import Row, read_jsonl, write_jsonl
 from analysis.shown import Choice, Selector
 from trainer import models, peers
 from trainer.chat import Chat
@@ -165,7 +165,7 @@ def _show(counts: dict[str, Counter]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--candidates", type=Path, required=True, help="candidate_responses.jsonl")
     parser.add_argument("--evidence", type=Path, help="evidence_items.jsonl, to check that contexts show what stands there")
     parser.add_argument("--output", type=Path, required=True, help="context_variants.jsonl")
@@ -173,8 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--conditions", nargs="+", help="only these of the built-in conditions")
     parser.add_argument("--legacy-contexts", action="store_true", help="the published layout, which is not what training shows")
     reader.add_arguments(parser, required=False)
-    options = parser.parse_args(arguments)
-    return run(lambda: build(options))
+    return command.main(parser, build, arguments)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 
+from analysis import command
 from analysis.groups import read_candidates
-from analysis.rows import Fields, Row, read_jsonl, run, write_jsonl
+from analysis.rows import Fields, Row, read_jsonl, write_jsonl
 from trainer.errors import UserError
 
 STRONG: Fields = {"prompt_id": str, "response_text": str}
@@ -107,24 +108,16 @@ def build(options: argparse.Namespace) -> None:
         print(f"note: {count} {why}: left out")
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--candidates", type=Path, required=True, help="candidate_responses.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="target_responses.jsonl")
     parser.add_argument("--strong-success", type=Path, help="JSON lines of a stronger model's responses")
-    parser.add_argument("--student-success-per-prompt", type=_count, default=1)
-    parser.add_argument("--student-failure-per-prompt", type=_count, default=1)
-    parser.add_argument("--strong-success-per-prompt", type=_count, default=1)
+    parser.add_argument("--student-success-per-prompt", type=command.not_negative, default=1)
+    parser.add_argument("--student-failure-per-prompt", type=command.not_negative, default=1)
+    parser.add_argument("--strong-success-per-prompt", type=command.not_negative, default=1)
     parser.add_argument("--strong-source-model", default="strong_model", help="their source_model where the rows name none")
-    options = parser.parse_args(arguments)
-    return run(lambda: build(options))
+    return command.main(parser, build, arguments)
 
 
 if __name__ == "__main__":

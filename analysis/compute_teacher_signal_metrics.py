@@ -23,9 +23,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from analysis.rows import run, write_json, write_text
+from analysis import command
+from analysis.rows import write_json, write_text
 from analysis.scored import BASE, COMPARED, SETS, STUDENT, Scored, read_scored, sample_sets
-from analysis.signal import METRICS, Bootstrap, group_metrics, paired
+from analysis.signal import METRICS, Bootstrap, group_metrics, paired, per_prompt
 from trainer.errors import UserError
 
 SHOWN = ("mean_spearman", "mean_kendall_tau", "pairwise_accuracy", "success_auc")  # the published table 7
@@ -65,7 +66,7 @@ class Measured:
         )
 
 
-def evaluate(path: Path, scored: Scored, compared: Sequence[str], *, legacy: bool, resamples: int, seed: int) -> dict[str, Any]:
+def evaluate(paths: Sequence[Path], scored: Scored, compared: Sequence[str], *, legacy: bool, resamples: int, seed: int) -> dict[str, Any]:
     """Return the metrics of every sample set: what the command writes as JSON."""
     bootstrap = Bootstrap(resamples, seed)
     sets = {
@@ -77,7 +78,7 @@ def evaluate(path: Path, scored: Scored, compared: Sequence[str], *, legacy: boo
     counts = np.bincount(scored.condition, minlength=len(scored.conditions))
     alone = np.bincount(scored.condition * len(scored.prompts) + scored.prompt)
     return {
-        "input": str(path),
+        "input": ", ".join(map(str, paths)),
         "sample_sets": sets,
         "condition_sample_counts": {name: int(count) for name, count in zip(scored.conditions, counts, strict=True)},
         "both_present_prompt_count": int(scored.mixed(everything).sum()),
@@ -119,9 +120,9 @@ def _conditions(scored: Scored, measured: Measured, bootstrap: Bootstrap, only: 
             continue
         buckets = scored.bucket[prompts]
         out[name] = {
-            **_entry(measured, c, prompts, bootstrap),
+            **_entry(scored, measured, c, prompts, bootstrap),
             "by_bucket": {
-                bucket: _entry(measured, c, prompts & (scored.bucket == b), bootstrap)
+                bucket: _entry(scored, measured, c, prompts & (scored.bucket == b), bootstrap)
                 for b, bucket in enumerate(scored.buckets)
                 if (buckets == b).any()
             },
@@ -129,14 +130,14 @@ def _conditions(scored: Scored, measured: Measured, bootstrap: Bootstrap, only: 
     return out
 
 
-def _entry(measured: Measured, condition: int, prompts: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Return means over prompts, their intervals, and of how many prompts they are."""
-    entry: dict[str, Any] = {"count_prompts": int(prompts.sum())}
-    defined = {name: measured.values[name][condition, prompts] for name in METRICS}
-    defined = {name: values[~np.isnan(values)] for name, values in defined.items()}
+def _entry(scored: Scored, measured: Measured, condition: int, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return means over prompts of `groups` [P] (truth values), their intervals, and of how many prompts they are."""
+    uid = scored.uid[groups]
+    entry: dict[str, Any] = {"count_prompts": len(np.unique(uid)), "count_groups": int(groups.sum())}
+    defined = {name: per_prompt(measured.values[name][condition, groups], uid) for name in METRICS}
     entry |= {name: float(values.mean()) if len(values) else None for name, values in defined.items()}
     for name, values in (("mean_prompt_length", measured.length), ("truncation_rate", measured.truncated)):
-        mean = values[condition, prompts].mean()
+        mean = values[condition, groups].mean()
         entry[name] = None if np.isnan(mean) else float(mean)
     entry |= {f"{name}_ci": bootstrap.ask(values) for name, values in defined.items()}
     return entry | {f"{name}_count": len(values) for name, values in defined.items()}
@@ -168,7 +169,7 @@ def _differences(scored: Scored, measured: Measured, score: str, compared: Seque
     for first, second in pairs:
         for metric in METRICS:
             a, b = (measured.values[metric][scored.conditions.index(name)] for name in (first, second))
-            difference = paired(a, b, bootstrap)
+            difference = paired(a, b, bootstrap, scored.uid)
             out.append(
                 {
                     "score": score,
@@ -339,7 +340,7 @@ def compute(options: argparse.Namespace) -> None:
     scored = read_scored(options.input, legacy=options.legacy_degenerate)
     compared = options.compare or [name for name in COMPARED if name in scored.conditions]
     if unknown := [name for name in compared if name not in scored.conditions]:
-        raise UserError(f"--compare: {', '.join(unknown)} not in {options.input}; it has {', '.join(scored.conditions)}.")
+        raise UserError(f"--compare: {', '.join(unknown)} not in the input; it has {', '.join(scored.conditions)}.")
     result = evaluate(options.input, scored, compared, legacy=options.legacy_degenerate, resamples=options.num_bootstrap, seed=options.seed)
     data = result["sample_sets"][options.table_sample_set]
     write_json(options.output, result)
@@ -354,8 +355,8 @@ def compute(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, help="rows of score_teacher_contexts.py")
+    parser = command.parser_of(__doc__)
+    parser.add_argument("--input", type=Path, nargs="+", required=True, help="rows of score_teacher_contexts.py; several: steps, seeds")
     parser.add_argument("--output", type=Path, required=True, help="the metrics, JSON")
     parser.add_argument("--num-bootstrap", type=int, default=2000, help="resamples of the prompts for the intervals (default 2000)")
     parser.add_argument("--table-output", type=Path, help="the table, Markdown; a CSV beside it (default: OUTPUT's stem + _table7.md)")
@@ -365,8 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--compare", nargs="+", metavar="CONDITION", help="what mixed_paired compares (default: peers, of those in the input)"
     )
     parser.add_argument("--legacy-degenerate", action="store_true", help="the published convention for groups that do not define a metric")
-    options = parser.parse_args(arguments)
-    return run(lambda: compute(options))
+    return command.main(parser, compute, arguments)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,13 @@ import time
 
 import torch
 
-from analysis import view
+from analysis import command, view
 from analysis.page import Page
-from analysis.rows import run as run_command
 from analysis.scoring import load_lm
 from data.writing import shown
 from trainer import models
 from trainer.errors import UserError
 from trainer.files import write_text
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def inspect(options: argparse.Namespace) -> Path:
@@ -38,8 +35,8 @@ def inspect(options: argparse.Namespace) -> Path:
     weights = view.find_weights(run, options.step, options.model, options.teacher_model)
     config = run.config
     trust, template = config.actor_rollout_ref.model.trust_remote_code, config.data.apply_chat_template_kwargs
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[("bfloat16" if device.startswith("cuda") else "float32") if options.dtype == "auto" else options.dtype]
+    command.resolve_device(options)
+    dtype = getattr(torch, options.dtype)
     chat = models.load_chat(weights.student.path, template, trust_remote_code=trust)
     if weights.teacher.path != weights.student.path:
         configs = [models.resolve(w.path, "--teacher-model", trust_remote_code=trust) for w in (weights.student, weights.teacher)]
@@ -48,7 +45,7 @@ def inspect(options: argparse.Namespace) -> Path:
 
     temperature, distill = config.actor_rollout_ref.rollout.temperature, config.actor_rollout_ref.actor.self_distillation
     top = min(options.top, len(chat.tokenizer))
-    look = {"top": top, "temperature": temperature, "device": device, "max_tokens": options.max_tokens}
+    look = {"top": top, "temperature": temperature, "device": options.device, "max_tokens": options.max_tokens}
     rollouts = sum(len(group.rollouts) for group in step.groups)
     notes = (*weights.notes, *step.notes)
     print(f"{run.name}, step {step.number}: {len(step.groups)} prompts, {rollouts} rollouts", *notes, sep="\n  ")
@@ -78,30 +75,22 @@ def inspect(options: argparse.Namespace) -> Path:
     return out
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's name, its folder of checkpoints, or one global_step_N of it")
-    parser.add_argument("--step", type=_positive, required=True, help="the step whose rollouts are shown")
-    parser.add_argument("--prompts", type=_positive, help="show the first so many prompts of the step (default: all)")
+    parser.add_argument("--step", type=command.positive, required=True, help="the step whose rollouts are shown")
+    parser.add_argument("--prompts", type=command.positive, help="show the first so many prompts of the step (default: all)")
     parser.add_argument("--out", type=Path, help="the page (default: inspect-NAME-STEP.html here)")
-    parser.add_argument("--top", type=_positive, default=5, help="likeliest words kept of student and teacher at each token (default: 5)")
+    parser.add_argument(
+        "--top", type=command.positive, default=5, help="likeliest words kept of student and teacher at each token (default: 5)"
+    )
     parser.add_argument("--model", help="score with this student: a folder, a hub name, or a checkpoint of ours with its EMA teacher")
     parser.add_argument("--teacher-model", help="score with this teacher instead of the run's")
     parser.add_argument("--rollouts", type=Path, help="where the dumps (STEP.jsonl) are, if not where the run wrote them")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the run that were others at that step")
-    parser.add_argument("--max-tokens", type=_positive, default=16384, help="tokens of one forward pass (default: 16384)")
-    parser.add_argument("--device", help="cpu, cuda... (default: cuda if there is one)")
-    parser.add_argument(
-        "--dtype", choices=["auto", *DTYPES], default="auto", help="of the weights (default: bfloat16 on CUDA, else float32)"
-    )
-    return run_command(lambda: inspect(parser.parse_args(arguments)))
+    parser.add_argument("--max-tokens", type=command.positive, default=16384, help="tokens of one forward pass (default: 16384)")
+    command.add_device(parser)
+    return command.main(parser, inspect, arguments)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.rows import run
+from analysis import command
 from analysis.scored import BASE, REQUIRED, SETS, STUDENT
 from trainer.errors import UserError
 
@@ -276,15 +276,14 @@ def plot(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="the JSON of compute_teacher_signal_metrics.py")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--sample-set", choices=list(SETS), default="all_samples")
     parser.add_argument("--paired-target-type", metavar="TYPE", help="draw the prompts that all conditions have, for targets of this type")
     parser.add_argument("--score", choices=list(SCORES), default="teacher", help="which score the bars are of (default teacher)")
     parser.add_argument("--conditions", nargs="+", metavar="CONDITION", help="what to draw (default: the nine main ones)")
-    options = parser.parse_args(arguments)
-    return run(lambda: plot(options))
+    return command.main(parser, plot, arguments)
 
 
 if __name__ == "__main__":

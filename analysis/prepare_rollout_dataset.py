@@ -25,7 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.rows import Fields, Row, read_jsonl, require, run, write_json
+from analysis import command
+from analysis.rows import Fields, Row, read_jsonl, require, write_json
 from data.writing import put, whole
 from trainer.errors import UserError
 from trainer.seeds import generator
@@ -326,25 +327,17 @@ def _say(total: Row, tally: Tally, options: argparse.Namespace) -> None:
         print("note: no response is a success: contexts with successes will be empty")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--input", required=True, nargs="+", help="dump files, folders searched for *.jsonl, or glob patterns")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--success-threshold", type=float, default=1.0, help="score from which a response is a success")
-    parser.add_argument("--max-prompts", type=_positive, help="at most so many groups, equally many of each bucket")
-    parser.add_argument("--max-responses-per-prompt", type=_positive, default=8)
-    parser.add_argument("--min-responses-per-prompt", type=_positive, default=2)
+    parser.add_argument("--max-prompts", type=command.positive, help="at most so many groups, equally many of each bucket")
+    parser.add_argument("--max-responses-per-prompt", type=command.positive, default=8)
+    parser.add_argument("--min-responses-per-prompt", type=command.positive, default=2)
     parser.add_argument("--by-step", action="store_true", help="dumps without uids: keep the steps of a prompt apart")
     parser.add_argument("--seed", type=int, default=42, help="of what is left out where there is too much")
-    options = parser.parse_args(arguments)
-    return run(lambda: prepare(options))
+    return command.main(parser, prepare, arguments)
 
 
 if __name__ == "__main__":

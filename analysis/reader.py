@@ -40,16 +40,13 @@ def find(model: str, config_name: str = "sdpo", overrides: Sequence[str] = ()) -
 
     Raises UserError for a folder that is neither, a checkpoint that is not whole, and for unknown or wrong settings.
     """
-    composed = config_module.compose_config(config_name, list(overrides))
     folder = model_folder(Path(model)) if Path(model).is_dir() else None
     checkpoint = folder.parent if folder is not None and (folder.parent / "trainer.json").is_file() else None
     state = read_state(checkpoint) if checkpoint is not None else {"config": {}, "teacher": False}
-    given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
-    for key, value in state["config"].items():
-        still_known = OmegaConf.select(composed, key, default=...) is not ...
-        if still_known and not any(key == name or name.startswith(f"{key}.") for name in given):
-            OmegaConf.update(composed, key, value, merge=False, force_add=True)
-    if "data.max_prompt_length" not in given:  # prompts are as long as they are in the dump
+    composed = config_module.compose_recorded(state["config"], config_name, list(overrides))
+    if not any(
+        override.lstrip("+").startswith("data.max_prompt_length=") for override in overrides
+    ):  # the dump's prompts are as long as they are
         budget = OmegaConf.select(composed, "actor_rollout_ref.actor.self_distillation.max_reprompt_len")
         if isinstance(budget, int) and budget > 0:
             OmegaConf.update(composed, "data.max_prompt_length", min(composed.data.max_prompt_length, budget))

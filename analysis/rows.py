@@ -2,8 +2,7 @@
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from trainer.files import write_text
 Row = dict[str, Any]
 Fields = Mapping[str, type | tuple[type, ...]]  # name -> float for a finite number, else the types its value may have
 
-__all__ = ["Fields", "Row", "read_jsonl", "require", "run", "write_json", "write_jsonl", "write_text"]
+__all__ = ["Fields", "Row", "read_jsonl", "require", "write_json", "write_jsonl", "write_text"]
 
 
 def read_jsonl(path: Path | str, fields: Fields | None = None) -> Iterator[tuple[str, Row]]:
@@ -90,13 +89,3 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
 def write_json(path: Path | str, value: Any) -> None:
     """Write one JSON value, indented by two, UTF-8 not escaped, whole or not at all."""
     write_text(Path(path), json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def run(work: Callable[[], None]) -> int:
-    """Do the work of a command; return its exit status, 2 with the message on stderr for a UserError."""
-    try:
-        work()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

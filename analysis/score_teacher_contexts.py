@@ -27,9 +27,9 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from analysis import reader
+from analysis import command, reader
 from analysis.progress import Key, Progress
-from analysis.rows import Fields, Row, read_jsonl, require, run, write_jsonl
+from analysis.rows import Fields, Row, read_jsonl, require, write_jsonl
 from analysis.scoring import ForestScorer, Pair, Scorer, load_lm
 from data.writing import shown
 from trainer import models
@@ -60,7 +60,6 @@ TARGET: Fields = {
 STUDENT = "student"  # the condition under which the student itself scores what `base` shows
 PUBLISHED_LENGTH = 8192  # of context and response, for the published cut
 BLOCK = 256  # different pairs that are put in order together
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +266,7 @@ def output_row(job: Job, logp: np.ndarray, options: argparse.Namespace) -> Row:
         "difficulty_bucket": variant["difficulty_bucket"],
         "teacher_weights": job.weights,
         "target_in_context": target.response_id in shown_responses,
+        "uid": variant.get("uid"),
     }
     if options.token_scores:
         row["token_logprobs"] = [round(value, 6) for value in logp.tolist()]
@@ -308,7 +308,7 @@ def _blocks(jobs: Sequence[Job]) -> Iterator[list[list[Job]]]:
 
 def open_scorer(source: reader.Reader, weights: str, longest: int, options: argparse.Namespace, before: Scorer | None) -> Scorer:
     """Return the engine with the weights that score; a vLLM that is there already takes them in."""
-    dtype = DTYPES[options.dtype]
+    dtype = getattr(torch, options.dtype)
     if options.engine == "hf":
         return ForestScorer(load_lm(source, weights, dtype=dtype), device=options.device, max_tokens=options.max_tokens)
     if find_spec("vllm") is None:
@@ -339,8 +339,7 @@ def score(options: argparse.Namespace) -> None:
     model_config = models.resolve(source.path, "--model", trust_remote_code=trust).get_text_config()
     if options.max_model_len is None:
         options.max_model_len = PUBLISHED_LENGTH if options.legacy_contexts else model_config.max_position_embeddings
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options.dtype = ("bfloat16" if options.device.startswith("cuda") else "float32") if options.dtype == "auto" else options.dtype
+    command.resolve_device(options)
     settings = {
         "model": source.path,
         "weights": models.check_weights(source.path, "--model"),
@@ -408,15 +407,8 @@ def _say(todo: Jobs, rows: Sequence[Row], source: reader.Reader, weights: str, o
         print(f"note: this run's teacher was the fixed model {fixed}; what scored is its student")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--variants", type=Path, required=True, help="context_variants.jsonl")
     parser.add_argument("--targets", type=Path, required=True, help="target_responses.jsonl, or candidates with --self-target-only")
     parser.add_argument("--output", type=Path, required=True)
@@ -426,13 +418,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-student", action="store_true", help="leave out the student's own scores that come with an EMA teacher's")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf")
-    parser.add_argument("--device", help="cuda, cuda:1, cpu; default: a GPU if there is one")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--max-examples", type=_positive, help="only the first so many pairs of variant and target")
+    command.add_device(parser)
+    parser.add_argument("--max-examples", type=command.positive, help="only the first so many pairs of variant and target")
     parser.add_argument(
-        "--max-model-len", type=_positive, help="tokens of context and response together; more is refused; default: the model's"
+        "--max-model-len", type=command.positive, help="tokens of context and response together; more is refused; default: the model's"
     )
-    parser.add_argument("--max-tokens", type=_positive, default=16384, help="tokens computed in one pass (hf)")
+    parser.add_argument("--max-tokens", type=command.positive, default=16384, help="tokens computed in one pass (hf)")
     parser.add_argument("--condition-filter", nargs="+", help="only these conditions")
     parser.add_argument("--target-type-filter", nargs="+", help="only these target types")
     parser.add_argument("--self-target-only", action="store_true", help="score each candidate under the contexts made for it")
@@ -440,8 +431,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--retokenize", action="store_true", help="read responses by their text although there are token ids")
     parser.add_argument("--token-scores", action="store_true", help="keep the log-prob of every token (token_logprobs)")
     parser.add_argument("--legacy-contexts", action="store_true", help="cut contexts that are too long from the left, as published")
-    options = parser.parse_args(arguments)
-    return run(lambda: score(options))
+    return command.main(parser, score, arguments)
 
 
 if __name__ == "__main__":

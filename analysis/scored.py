@@ -54,6 +54,7 @@ OPTIONAL: dict[str, Any] = {
     "teacher_prompt_truncated": (bool, int, type(None)),
     "variant_id": (str, type(None)),
     "target_in_context": (bool, type(None)),
+    "uid": (str, type(None)),
 }  # rows have them or not, but all alike
 
 
@@ -61,6 +62,8 @@ OPTIONAL: dict[str, Any] = {
 class Scored:
     """N scored responses. `condition`, `prompt`, `target_type` are indices into the lists of names, `bucket` [P] into `buckets`.
 
+    `prompts` are groups: what one prompt got in one step of one file. `uid` [P] numbers the prompts themselves, so that groups
+    of one prompt can be told; where rows have no uid it is their prompt_id.
     `scores["teacher"]` [N] is the teacher's mean log-prob per token, in nats; `scores["advantage"]` that minus the student's of the
     same response, NaN where there is none. The student is the condition `student`, where the scores come with it, else
     `base`: the teacher's own weights without peers. `prompt_length` and `truncated` are NaN where not given.
@@ -76,6 +79,7 @@ class Scored:
     target: np.ndarray
     target_type: np.ndarray
     bucket: np.ndarray
+    uid: np.ndarray
     scores: dict[str, np.ndarray]
     reward: np.ndarray
     success: np.ndarray
@@ -112,9 +116,11 @@ class _Reader:
 
     def __init__(self, legacy: bool) -> None:
         self.legacy = legacy
-        self.conditions, self.prompts, self.targets, self.types, self.buckets = (_Names() for _ in range(5))
+        self.conditions, self.prompts, self.uids, self.targets, self.types, self.buckets = (_Names() for _ in range(6))
         self.columns: dict[str, list] = {}
-        self.bucket_of: list[int] = []  # of each prompt
+        self.bucket_of: list[int] = []  # of each group
+        self.uid_of: list[int] = []
+        self.file = 0
         self.has: dict[str, bool] = {}  # which of OPTIONAL the rows have
         self.known: set[tuple[type, ...]] = set()  # types of rows that were checked: checking every row takes as long as all else
         self.seen: dict[tuple, float] = {}
@@ -157,7 +163,7 @@ class _Reader:
     def _repeats(self, row: Mapping[str, Any], where: str) -> bool:
         if row.get("variant_id") is None:
             return False
-        key, score = (row["variant_id"], row["condition"], row["target_id"]), row["teacher_score"]
+        key, score = (self.file, row["variant_id"], row["condition"], row["target_id"]), row["teacher_score"]
         if key not in self.seen:
             self.seen[key] = score
             return False
@@ -169,14 +175,15 @@ class _Reader:
         return True
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        prompt = self.prompts(row["prompt_id"])
+        prompt = self.prompts((self.file, row["prompt_id"]))
         if prompt == len(self.bucket_of):
             self.bucket_of.append(self.buckets(row.get("difficulty_bucket") or "unknown"))
+            self.uid_of.append(self.uids((None if self.legacy else row.get("uid")) or row["prompt_id"]))
         used = row.get("sections_used") or {}
         values = {
             "condition": self.conditions(row["condition"]),
             "prompt": prompt,
-            "target": self.targets((row["prompt_id"], row["target_id"])),
+            "target": self.targets((prompt, row["target_id"])),
             "type": self.types(row.get("target_type") or "unknown"),
             "score": row["teacher_score"],
             "reward": float(row["success"]) if row["reward"] is None else row["reward"],
@@ -200,7 +207,7 @@ class _Reader:
         condition, teacher = rank[columns["condition"]], columns["score"]
         return Scored(
             conditions=order,
-            prompts=list(self.prompts.number),
+            prompts=[name for _, name in self.prompts.number],
             buckets=list(self.buckets.number),
             target_types=list(self.types.number),
             condition=condition,
@@ -208,6 +215,7 @@ class _Reader:
             target=columns["target"],
             target_type=columns["type"],
             bucket=np.array(self.bucket_of),
+            uid=np.array(self.uid_of),
             scores={"teacher": teacher, "advantage": teacher - _student_scores(order, condition, columns["target"], teacher)},
             reward=columns["reward"],
             success=columns["success"].astype(bool),
@@ -219,8 +227,8 @@ class _Reader:
         )
 
 
-def read_scored(path: Path, *, legacy: bool = False) -> Scored:
-    """Read a scored file.
+def read_scored(paths: Sequence[Path], *, legacy: bool = False) -> Scored:
+    """Read scored files; a group is of one file (a step, a seed, a run).
 
     A row without a finite score, one that repeats another (same variant and target), and one of a response that another's
     context shows (the teacher may copy it, whatever the verdict) is skipped and counted; a null reward is the verdict's
@@ -233,10 +241,11 @@ def read_scored(path: Path, *, legacy: bool = False) -> Scored:
             nothing is scored.
     """
     reader = _Reader(legacy)
-    for where, row in read_jsonl(path):
-        reader.take(where, row)
+    for reader.file, path in enumerate(paths):
+        for where, row in read_jsonl(path):
+            reader.take(where, row)
     if not reader.columns:
-        raise UserError(f"{path}: no row has a finite teacher_score.")
+        raise UserError(f"{', '.join(map(str, paths))}: no row has a finite teacher_score.")
     return reader.scored()
 
 

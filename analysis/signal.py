@@ -1,19 +1,20 @@
 """Does the teacher rank a prompt's responses as the verifier does? Metrics of scores against verdicts, as pure functions.
 
-Used by the offline analysis and the pre-flight; what training logs of it is `trainer.teacher_signal`. It imports NumPy
-alone: `scipy.stats` takes most of a second to import, and half a millisecond a group where thousands of groups are
-measured. Groups of one size are measured together; all rank metrics follow from one table per group, who scores above
-whom. The tests compare each with `scipy.stats` and with its definition written out.
+Used by the offline analysis and the pre-flight; what training logs of it is `trainer.teacher_signal`. Correlations and the
+AUC are scipy.stats', of all groups of one size at once; the tests compare every metric with its definition written out.
 
 What a group does not define is NaN: never 0, never 1 (issue 6). An AUC needs a success and a failure, a correlation needs
 two different scores and two different rewards.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from scipy import stats
+from scipy.special import expit
 
 from trainer.teacher_signal import divide
 
@@ -89,30 +90,30 @@ def _blocks(groups: np.ndarray) -> Iterator[np.ndarray]:
 
 def _measure(s: np.ndarray, r: np.ndarray, y: np.ndarray, legacy: bool) -> dict[str, np.ndarray]:
     """Measure groups of one size: s, r, y [G, n] -> [G] each."""
-    above, better = _order(s), _order(r)
-    agree = (above * better).sum((1, 2), dtype=np.int64)  # 2 (concordant - discordant)
-    untied_s, untied_r = np.abs(above).sum((1, 2), dtype=np.int64), np.abs(better).sum((1, 2), dtype=np.int64)
-    pairs = y[:, :, None] & ~y[:, None, :]
-    spread = np.ptp(s, axis=1)
-    scaled = divide(s - s.min(1, keepdims=True), spread[:, None])
-    right = (above * better > 0).sum((1, 2))
+    agree, comparable = _order(s) * _order(r), _order(r) != 0
+    right = (agree > 0).sum((1, 2))
+    scaled = divide(s - s.min(1, keepdims=True), np.ptp(s, axis=1)[:, None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)  # a constant row is not defined, so NaN
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        spearman = stats.pearsonr(stats.rankdata(s, axis=1), stats.rankdata(r, axis=1), axis=1).statistic
+        biserial = stats.pearsonr(s, y.astype(np.float64), axis=1).statistic  # with y in {0, 1} it is the point-biserial one
     if legacy:
         scaled = np.nan_to_num(scaled, nan=0.5)
-        tau = divide(agree, np.abs(above * better).sum((1, 2), dtype=np.int64))
+        tau = divide(agree.sum((1, 2), dtype=np.int64), np.abs(agree).sum((1, 2), dtype=np.int64))
         hits = (r == r.max(1, keepdims=True)) | y
         top1 = np.take_along_axis(hits, s.argmax(1)[:, None], 1)[:, 0].astype(np.float64)
     else:
-        right = right + ((above == 0) & (better != 0)).sum((1, 2)) / 2
-        tau = divide(agree, np.sqrt(untied_s * untied_r.astype(np.float64)))
+        right = right + (comparable & (agree == 0)).sum((1, 2)) / 2
+        tau = stats.kendalltau(s, r, axis=1).statistic
         top1 = _top1(s, r, y)
     out = {
-        # a row's sum over `above` is twice its average rank, up to a constant that the correlation does not see
-        "mean_spearman": _pearson(above.sum(2, dtype=np.float64), better.sum(2, dtype=np.float64)),
+        "mean_spearman": spearman,
         "mean_kendall_tau": tau,
-        "pairwise_accuracy": divide(right, untied_r),
-        "success_auc": divide(((1 + above) * pairs).sum((1, 2), dtype=np.int64), 2 * pairs.sum((1, 2))),
-        "success_point_biserial": _pearson(_centred(s), _centred(y.astype(np.float64))),
-        "success_brier_sigmoid": np.square(np.exp(-np.logaddexp(0, -s)) - y).mean(1),
+        "pairwise_accuracy": divide(right, comparable.sum((1, 2))),
+        "success_auc": _auc(s, y),
+        "success_point_biserial": biserial,
+        "success_brier_sigmoid": np.square(expit(s) - y).mean(1),
         "success_brier_minmax": np.square(scaled - y).mean(1),
         "top1_hit_rate": top1,
     }
@@ -121,23 +122,24 @@ def _measure(s: np.ndarray, r: np.ndarray, y: np.ndarray, legacy: bool) -> dict[
 
 def _order(values: np.ndarray) -> np.ndarray:
     """Return for [G, n] who is above whom, [G, n, n]: 1 where i is above j, -1 below, 0 tied."""
-    i, j = values[:, :, None], values[:, None, :]
-    return (i > j).astype(np.int8) - (i < j)
+    return np.sign(values[:, :, None] - values[:, None, :]).astype(np.int8)
+
+
+def _auc(s: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the Mann-Whitney U of successes over failures as a share of their pairs [G]; NaN where a verdict is missing."""
+    out, passed = np.full(len(s), np.nan), y.sum(1)
+    for count in range(1, s.shape[1]):  # so many successes: groups alike are measured together
+        rows = np.flatnonzero(passed == count)
+        if len(rows):
+            good, bad = s[rows][y[rows]].reshape(len(rows), -1), s[rows][~y[rows]].reshape(len(rows), -1)
+            u = stats.mannwhitneyu(good, bad, axis=1, method="asymptotic").statistic  # the method is that of its p, not used
+            out[rows] = u / (good.shape[1] * bad.shape[1])
+    return out
 
 
 def _top1(s: np.ndarray, r: np.ndarray, y: np.ndarray) -> np.ndarray:
     hits, top = (r == r.max(1, keepdims=True)) | y, s == s.max(1, keepdims=True)
     return np.where(hits.all(1), np.nan, (hits & top).sum(1) / top.sum(1))
-
-
-def _centred(values: np.ndarray) -> np.ndarray:
-    """Take the mean from each row; a constant row becomes exactly 0, whatever its mean rounds to."""
-    return np.where(np.ptp(values, axis=1, keepdims=True) == 0, 0.0, values - values.mean(1, keepdims=True))
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Correlate centred rows; NaN where one is constant."""
-    return divide((a * b).sum(1), np.sqrt(np.square(a).sum(1)) * np.sqrt(np.square(b).sum(1)))
 
 
 # ---- over prompts ----
@@ -206,10 +208,24 @@ class Difference:
     p: float | None
 
 
-def paired(first: np.ndarray, second: np.ndarray, bootstrap: Bootstrap) -> Difference:
-    """Compare two conditions prompt by prompt: [P] values each, NaN where a prompt does not define one."""
+def per_prompt(values: np.ndarray, uid: np.ndarray) -> np.ndarray:
+    """Return the mean of the groups' values [G] (NaN: not defined) of each prompt that defines one, in the order of `uid` [G].
+
+    Groups of one prompt, of several steps or runs, are no independent draws: resampling and sign tests take prompts.
+    """
+    there = ~np.isnan(values)
+    _, prompt, times = np.unique(uid[there], return_inverse=True, return_counts=True)
+    return np.bincount(prompt, values[there], len(times)) / times
+
+
+def paired(first: np.ndarray, second: np.ndarray, bootstrap: Bootstrap, uid: np.ndarray | None = None) -> Difference:
+    """Compare two conditions prompt by prompt: [G] values each, NaN where a group does not define one.
+
+    Args:
+        uid: [G] whose groups they are, as in `per_prompt`; default: each another prompt's.
+    """
     difference = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    difference = difference[~np.isnan(difference)]
+    difference = per_prompt(difference, np.arange(len(difference)) if uid is None else uid)
     higher, lower = int((difference > 0).sum()), int((difference < 0).sum())
     return Difference(
         prompts=len(difference),
@@ -224,6 +240,4 @@ def paired(first: np.ndarray, second: np.ndarray, bootstrap: Bootstrap) -> Diffe
 
 @cache
 def _sign_test(higher: int, lower: int) -> float:
-    from scipy.stats import binomtest  # here: see above
-
-    return float(binomtest(higher, higher + lower).pvalue)
+    return float(stats.binomtest(higher, higher + lower).pvalue)

@@ -5,7 +5,7 @@ and settings, and compared with those the dump names. Student and teacher are sc
 the student behind the plain prompt, the teacher behind its prompt with every choice of its parts switched on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def find_run(run: str, overrides: Sequence[str] = (), rollouts: Path | None = No
     """
     log = Path("logs") / run / "config.yaml"
     if log.is_file():
-        config = _typed(OmegaConf.load(log), overrides)
+        config = _settings(OmegaConf.to_container(OmegaConf.load(log)), overrides)
         beside = {"rollouts": Path("rollouts") / run, "checkpoints": Path("checkpoints") / run}
         checkpoint = None
     elif Path(run).is_dir():
@@ -141,7 +141,7 @@ def find_run(run: str, overrides: Sequence[str] = (), rollouts: Path | None = No
         newest = checkpoint or Checkpoints(folder, keep=1).latest_whole()[0]
         if newest is None:
             raise UserError(f"{run}: this folder holds no whole checkpoint (global_step_N), so it is no run's folder of checkpoints.")
-        config = _typed(read_state(newest)["config"], overrides)
+        config = _settings(read_state(newest)["config"], overrides)
         beside = {"rollouts": newest.parent.parent.parent / "rollouts" / newest.parent.name, "checkpoints": newest.parent}
     else:
         known = sorted(path.parent.name for path in Path("logs").glob("*/config.yaml"))
@@ -155,25 +155,8 @@ def find_run(run: str, overrides: Sequence[str] = (), rollouts: Path | None = No
     return Run(config.trainer.experiment_name, config, rollouts or places[0], places[1], checkpoint)
 
 
-def _typed(values: Mapping, overrides: Sequence[str]) -> Config:
-    """Return a run's settings, nested or dotted, over the defaults of today, under `overrides`."""
-    composed = config_module.compose_config("sdpo", list(overrides))
-    given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
-    own = OmegaConf.create()
-    for key, value in values.items():
-        OmegaConf.update(own, key, value, force_add=True)
-    for key, value in _leaves(OmegaConf.to_container(own)):
-        if not any(key == name or key.startswith(f"{name}.") for name in given):
-            OmegaConf.update(composed, key, value, merge=False, force_add=True)
-    return config_module.typed(composed)
-
-
-def _leaves(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _settings(recorded: dict, overrides: Sequence[str]) -> Config:
+    return config_module.typed(config_module.compose_recorded(recorded, "sdpo", list(overrides)))
 
 
 def find_weights(run: Run, step: int, model: str | None = None, teacher_model: str | None = None) -> Weights:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from any folder
 
-from analysis.rows import run as run_command
+from analysis import command
 from data.writing import put, shown, whole
 from diversity import measures
 from diversity.runs import Group, Run, read_run, select
@@ -233,7 +233,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--run", action="append", required=True, metavar="NAME=PATH", help="a run; repeat it for each")
     parser.add_argument("--task", choices=TASKS, default="generic", help="code: measure the programs in the responses")
     parser.add_argument("--ks", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="the k of pass@k")
@@ -244,8 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--intersect-prompts", action="store_true", help="only prompts that all runs have")
     parser.add_argument("--case-study-top-n", type=int, default=20)
     parser.add_argument("--mix-steps", action="store_true", help="one group of all steps a prompt was sampled at; default: its last step")
-    options = parser.parse_args(arguments)
-    return run_command(lambda: work(options))
+    return command.main(parser, work, arguments)
 
 
 if __name__ == "__main__":

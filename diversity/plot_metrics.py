@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from any folder
 
+from analysis import command
 from analysis.rows import read_jsonl, require
-from analysis.rows import run as run_command
 from data.writing import whole
 from diversity.summary import DISTANCE, Row, correlation, defined
 from trainer.errors import UserError
@@ -205,13 +205,12 @@ def work(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--summary", type=Path, required=True, help="summary.json of compute_metrics.py")
     parser.add_argument("--per-prompt", type=Path, required=True, help="per_prompt.jsonl of compute_metrics.py")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--scatter-k", type=int, help="the k of the scatter plots; default: 8, or the largest there is")
-    options = parser.parse_args(arguments)
-    return run_command(lambda: work(options))
+    return command.main(parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def test_kl_by_verdict_by_position_and_of_the_first_token(kl, bins, data):
 
 
 def test_training_does_not_wait_for_scipy():
-    code = "import sys, analysis.signal; print([name for name in sys.modules if name.startswith(('scipy', 'torch', 'matplotlib'))])"
+    code = "import sys, trainer.teacher_signal; print([name for name in sys.modules if name.startswith(('scipy', 'matplotlib'))])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -435,6 +435,25 @@ def test_groups_that_do_not_define_a_metric_are_left_out_and_counted(tmp_path):
     assert at_base["success_auc"] == at_base["pairwise_accuracy"] == 0.5 and at_base["mean_spearman"] is None
 
 
+def test_groups_of_one_prompt_are_resampled_together(tmp_path):
+    """Two files (seeds) with the same prompt_ids, and steps of one prompt: means are over prompts, of each over its groups."""
+    rows = [row | {"uid": row["prompt_id"]} for row in scored_rows()]
+    again = [row | {"teacher_score": row["teacher_score"] + (0.7 if row["success"] else 0)} for row in rows]
+    for name, members in (("first", rows), ("second", again)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in members))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("first", "second")]
+    assert compute.main(["--input", *files, "--output", str(tmp_path / "both.json")]) == 0
+    both = json.loads((tmp_path / "both.json").read_text())["sample_sets"]["all_samples"]
+    alone = [command(tmp_path, members)["sample_sets"]["all_samples"] for members in (rows, again)]
+    for name, entry in both["conditions"].items():
+        first, second = (one["conditions"][name] for one in alone)
+        assert entry["count_prompts"] == first["count_prompts"] and entry["count_groups"] == 2 * entry["count_prompts"]
+        assert entry["success_auc_count"] == first["success_auc_count"]
+        assert entry["success_auc"] == pytest.approx((first["success_auc"] + second["success_auc"]) / 2)
+    difference = next(row for row in both["paired_differences"] if row["metric"] == "success_auc" and row["prompts"])
+    assert difference["prompts"] == difference["higher"] + difference["lower"] + difference["equal"] <= 11
+
+
 def test_the_student_itself_is_the_reference_where_its_scores_are_there(tmp_path):
     rows = scored_rows()
     base = {row["target_id"]: row for row in rows if row["condition"] == "base"}
@@ -574,7 +593,7 @@ def edited(**changes):
 def test_a_wrong_row_is_refused_with_its_line(tmp_path, capsys, changes, says):
     path = write(tmp_path / "scored.jsonl", edited(**changes))
     with pytest.raises(UserError, match=says):
-        read_scored(path)
+        read_scored([path])
     assert compute.main(["--input", str(path), "--output", str(tmp_path / "out.json")]) == 2
     assert re.search(says, capsys.readouterr().err)
     assert not (tmp_path / "out.json").exists()
@@ -585,13 +604,13 @@ def test_other_wrong_files_are_refused(tmp_path):
     path = write(tmp_path / "scored.jsonl", rows)
     path.write_text(path.read_text()[:-30])
     with pytest.raises(UserError, match=rf"scored\.jsonl:{len(rows)}: the last line is cut off"):
-        read_scored(path)
+        read_scored([path])
     write(path, [*rows, rows[0] | {"teacher_score": 3.0}])
     with pytest.raises(UserError, match=rf"scored\.jsonl:{len(rows) + 1}: .* scored again under .*two scorings"):
-        read_scored(path)
+        read_scored([path])
     write(path, [row | {"teacher_score": None} for row in rows])
     with pytest.raises(UserError, match="no row has a finite teacher_score"):
-        read_scored(path)
+        read_scored([path])
     write(path, rows)
     for flags, says in (
         (["--compare", "nonsense"], "nonsense not in"),

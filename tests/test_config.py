@@ -42,6 +42,17 @@ def test_lists_and_template_arguments():
     assert cfg.data.apply_chat_template_kwargs == {"enable_thinking": False, "reasoning_effort": "low"}
 
 
+def test_recorded_settings_stand_between_defaults_and_overrides():
+    recorded = config.flat(config.load("sdpo", ["data.seed=7", "data.train_files=[a,b]", "data.apply_chat_template_kwargs.level=2"]))
+    nested = OmegaConf.to_container(OmegaConf.create(config.to_yaml(config.load("sdpo", ["data.seed=7"]))))
+    more = ["trainer.save_freq=3", "data.apply_chat_template_kwargs.enable_thinking=True"]
+    now = config.typed(config.compose_recorded(recorded | {"data.gone": 1}, "sdpo", more))
+    assert (now.data.seed, now.data.train_files, now.trainer.save_freq) == (7, ["a", "b"], 3)
+    assert now.data.apply_chat_template_kwargs == {"enable_thinking": True, "level": 2}
+    assert config.typed(config.compose_recorded(nested, "sdpo", ["data.seed=8"])).data.seed == 8
+    assert config.typed(config.compose_recorded(nested, "baseline_grpo", [])).actor_rollout_ref.actor.policy_loss.loss_mode == "sdpo"
+
+
 REFUSED = [
     (["actor_rollout_ref.actor.optim.learning_rate=1"], "unknown key.*optim.learning_rate"),
     (["data.train_batchsize=4"], "did you mean 'data.train_batch_size'"),

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 QUIET = {**ENV, "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
 
 
-def script(name: str, *arguments: str, timeout: int = 900, **flags: str) -> subprocess.CompletedProcess:
+def script(name: str, *arguments: str, timeout: int = 400, **flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(ROOT / name), *arguments], env={**QUIET, **flags}, capture_output=True, check=False, text=True, timeout=timeout
     )
@@ -76,6 +76,8 @@ def metrics_of(out: Path) -> list[dict]:
 
 def test_the_embedded_default_learns_and_can_be_evaluated(tmp_path):
     """What the README shows first: one command, before and after; then the checkpoint in the evaluation script."""
+    made = script("run_local_sdpo.sh", "trainer.dry_run=True", timeout=900)  # the base model, minutes of one core if it is not there
+    assert made.returncode == 0, made.stderr
     where = {name: str(tmp_path / name) for name in ("CKPT_DIR", "ROLLOUT_DATA_DIR", "VALIDATION_DATA_DIR")}
     result = script("run_local_sdpo.sh", "test", f"trainer.log_dir={tmp_path}/logs", **where)
     assert result.returncode == 0, result.stderr

@@ -14,22 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis.rows import run, write_text
+from analysis import command
+from analysis.rows import write_text
 from trainer import config as config_module
 from trainer.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser_of(__doc__, prog="python -m analysis.preflight")
     parser.add_argument("--config-name", default="sdpo", help="sdpo or baseline_grpo")
     parser.add_argument("--prompts", type=int, default=64, help="training prompts to sample, the run's first ones (default: 64)")
     parser.add_argument("--out", type=Path, default=Path("preflight.html"), help="the page; its numbers go beside it as .json")
     parser.add_argument("--in-process", action="store_true", help="one rank and the engine in this process, without Ray: starts sooner")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, as for training")
-    options = parser.parse_intermixed_args(arguments)
-    return run(lambda: preflight(options))
+    return command.main(parser, preflight, arguments)
 
 
 def preflight(options: argparse.Namespace) -> None:

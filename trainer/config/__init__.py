@@ -57,6 +57,21 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             raise UserError(f"the configuration cannot be composed: {_first_line(error)}") from None
 
 
+def compose_recorded(recorded: dict[str, Any], config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose the settings a run recorded, nested or dotted, over today's defaults and under the overrides, without typing.
+
+    A recorded key that is no longer one is passed over: its feature is gone, or has another name.
+    """
+    composed = compose_config(config_name, overrides)
+    given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
+    for key, value in _flatten(recorded).items():
+        if OmegaConf.select(composed, key, default=...) is ... or any(f"{key}.".startswith(f"{name}.") for name in given):
+            continue
+        added = OmegaConf.to_container(OmegaConf.select(composed, key)) if key in OPEN_DICTS else None
+        OmegaConf.update(composed, key, value if added is None else {**value, **added}, merge=False)
+    return composed
+
+
 def typed(composed: DictConfig) -> Config:
     """Turn a composed configuration into the checked dataclasses of `trainer.config.schema`."""
     try:
