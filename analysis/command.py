@@ -10,13 +10,16 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def main(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], object], arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments and do the work; return its exit status, 2 with the message on stderr for a UserError."""
+    """Parse the arguments and do the work; return its exit status: 2 with the message on stderr for a UserError, 130 for Ctrl-C."""
     options = parser.parse_intermixed_args(arguments)
     try:
         work(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -100,16 +100,7 @@ def draw_bars(axes: Axes, entries: Mapping[str, Mapping[str, Any]], metric: str)
         if low is not None:
             axes.plot([low, high], [y, y], color="black", linewidth=1.2, marker="|", markersize=4)
         prompts = entry.get(f"{metric}_count", entry["count_prompts"])
-        axes.annotate(
-            f"{value:.2f} ({prompts})",
-            (1, y),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize="x-small",
-            annotation_clip=False,
-        )
+        _beside(axes, y, f"{value:.2f} ({prompts})", fontsize="x-small")
     if nothing is not None:
         axes.axvline(nothing, color="black", linewidth=0.8, linestyle=":")
     axes.set_title(title, fontsize="small")
@@ -119,6 +110,12 @@ def draw_bars(axes: Axes, entries: Mapping[str, Mapping[str, Any]], metric: str)
     axes.spines[["top", "right"]].set_visible(False)
     if metric.startswith("success_brier"):
         axes.invert_xaxis()
+
+
+def _beside(axes: Axes, y: float, text: str, **look: str) -> None:
+    """Write a line at height `y` to the right of a panel."""
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axes.annotate(text, (1, y), (4, 0), **place, **look)
 
 
 def main_figure(entries: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
@@ -187,17 +184,7 @@ def difference_figure(found: Found, title: str) -> Figure:
                     row["mean_difference"], y + shift, marker, color=colour, markersize=5, markerfacecolor="white" if shift > 0 else colour
                 )
                 p = "" if row["sign_test_p"] is None else f", p {row['sign_test_p']:.1g}"
-                axes.annotate(
-                    f"n {row['prompts']}{p}",
-                    (1, y + shift),
-                    (3, 0),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize="xx-small",
-                    color=colour,
-                    annotation_clip=False,
-                )
+                _beside(axes, y + shift, f"n {row['prompts']}{p}", fontsize="xx-small", color=colour)
         axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
         axes.set_title(PANELS[metric][0], fontsize="small")
         axes.set_yticks(range(len(found)), [f"{second}\nminus {first}" for first, second in found], fontsize="x-small")

@@ -28,6 +28,7 @@ METRICS = (
     "success_brier_minmax",
     "top1_hit_rate",
 )  # the published names (behaviour 8.5)
+ROUNDING = 1e-9  # less is no difference: the same ranks in another order give a correlation that differs in its last bits
 CELLS = 2**22  # how much of the tables of all pairs, and of the bootstrap's draws, is held at once
 
 
@@ -93,10 +94,11 @@ def _measure(s: np.ndarray, r: np.ndarray, y: np.ndarray, legacy: bool) -> dict[
     agree, comparable = _order(s) * _order(r), _order(r) != 0
     right = (agree > 0).sum((1, 2))
     scaled = divide(s - s.min(1, keepdims=True), np.ptp(s, axis=1)[:, None])
+    rank_s, rank_r = stats.rankdata(s, axis=1), stats.rankdata(r, axis=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)  # a constant row is not defined, so NaN
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        spearman = stats.pearsonr(stats.rankdata(s, axis=1), stats.rankdata(r, axis=1), axis=1).statistic
+        spearman = stats.pearsonr(rank_s, rank_r, axis=1).statistic
         biserial = stats.pearsonr(s, y.astype(np.float64), axis=1).statistic  # with y in {0, 1} it is the point-biserial one
     if legacy:
         scaled = np.nan_to_num(scaled, nan=0.5)
@@ -105,7 +107,7 @@ def _measure(s: np.ndarray, r: np.ndarray, y: np.ndarray, legacy: bool) -> dict[
         top1 = np.take_along_axis(hits, s.argmax(1)[:, None], 1)[:, 0].astype(np.float64)
     else:
         right = right + (comparable & (agree == 0)).sum((1, 2)) / 2
-        tau = stats.kendalltau(s, r, axis=1).statistic
+        tau = _tau(rank_s, rank_r)
         top1 = _top1(s, r, y)
     out = {
         "mean_spearman": spearman,
@@ -123,6 +125,14 @@ def _measure(s: np.ndarray, r: np.ndarray, y: np.ndarray, legacy: bool) -> dict[
 def _order(values: np.ndarray) -> np.ndarray:
     """Return for [G, n] who is above whom, [G, n, n]: 1 where i is above j, -1 below, 0 tied."""
     return np.sign(values[:, :, None] - values[:, None, :]).astype(np.int8)
+
+
+def _tau(rank_s: np.ndarray, rank_r: np.ndarray) -> np.ndarray:
+    """Return tau-b [G] of ranks [G, n]. SciPy takes one group after the other, so groups of the same ranks are measured once."""
+    n = rank_s.shape[1]
+    order = np.argsort(rank_s * (n + 1) + rank_r, axis=1)
+    pairs, group = np.unique(np.hstack([np.take_along_axis(rank, order, 1) for rank in (rank_s, rank_r)]), axis=0, return_inverse=True)
+    return stats.kendalltau(pairs[:, :n], pairs[:, n:], axis=1).statistic[group.ravel()]
 
 
 def _auc(s: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -226,6 +236,7 @@ def paired(first: np.ndarray, second: np.ndarray, bootstrap: Bootstrap, uid: np.
     """
     difference = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     difference = per_prompt(difference, np.arange(len(difference)) if uid is None else uid)
+    difference[np.abs(difference) < ROUNDING] = 0.0
     higher, lower = int((difference > 0).sum()), int((difference < 0).sum())
     return Difference(
         prompts=len(difference),

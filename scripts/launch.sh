@@ -57,10 +57,10 @@ override_from_here() {
 max() { local m=$1; for n in "$@"; do [ "$n" -le "$m" ] || m=$n; done; printf '%s' "$m"; }
 
 launch() {
-  local kind=$1 suffix="" overrides=() options=() argument flag set_flags=""
+  local kind=$1 suffix="" overrides=() options=() argument flag set_flags="" preflight=false
   shift
   local script usage name=""
-  script=$(basename "$0") usage="usage: bash $(basename "$0") [suffix] [key=value ...] [--cfg]     flags and keys: README.md"
+  script=$(basename "$0") usage="usage: bash $(basename "$0") [suffix] [key=value ...] [--cfg | --preflight]     flags and keys: README.md"
   CALLED_FROM=$PWD
   cd "$ROOT" || exit 2
   [ "$CALLED_FROM" = "$ROOT" ] || script=$(printf %q "$ROOT/$script")
@@ -71,6 +71,7 @@ launch() {
     case "$argument" in
       -h | --help) say "$usage" && exit 0 ;;
       --cfg) options+=("$argument") ;;
+      --preflight) preflight=true ;; # look at the run before it is started (docs/preflight.md)
       -*) die "unknown option $argument; $usage" ;;
       trainer.experiment_name=*) name=${argument#*=} ;;
       *=*) overrides+=("$(override_from_here "$argument")") ;;
@@ -194,6 +195,9 @@ launch() {
   if $tiny && [ ${#options[@]} -eq 0 ]; then
     "${trainer[@]}" --cfg >/dev/null || exit 2 # before minutes are spent on the model
     "$PYTHON" -m experiments.tiny.make "${made[@]}" || exit 2
+  fi
+  if $preflight && [ ${#options[@]} -eq 0 ]; then
+    exec "$PYTHON" -m analysis.preflight "${trainer[@]:3}" --out "$CALLED_FROM/preflight-$name.html"
   fi
   exec "${trainer[@]}" "${options[@]}"
 }

@@ -255,6 +255,21 @@ def test_paired_differences_and_their_sign_test(first, data):
     assert difference.p == (pytest.approx(min(1, 2 * tail)) if n else None)
 
 
+def test_rounding_is_no_difference():
+    """The same responses in another order have the same metrics, and no sign test counts their last bits."""
+    rng = np.random.default_rng(0)
+    scores, success = rng.normal(size=(60, 8)), rng.random((60, 8)) < 0.5
+    order = rng.permuted(np.tile(np.arange(8), (60, 1)), axis=1)
+    groups = np.repeat(np.arange(60), 8)
+    first, second = (
+        group_metrics(s.ravel(), y.ravel().astype(float), y.ravel(), groups)
+        for s, y in ((scores, success), (np.take_along_axis(scores, order, 1), np.take_along_axis(success, order, 1)))
+    )
+    for name in METRICS:
+        difference = paired(first[name], second[name], Bootstrap(10, 0))
+        assert difference.equal == difference.prompts > 50 and difference.p is None
+
+
 # ---- the commands ----
 
 CONDITIONS = ["base", "solution", "failure_only", "solution+failure_solution", "solution+feedback+summary_all_k2", "own_idea"]

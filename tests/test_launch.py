@@ -148,6 +148,11 @@ def test_arguments_in_any_order_and_over_flags():
     assert two.returncode == 2 and "two suffixes: 'one' and 'two'" in two.stderr
 
 
+def test_preflight_gets_the_arguments_of_the_run():
+    refused = launch("run_eval_sdpo.sh", "mine", "--preflight", **REAL)
+    assert refused.returncode == 2 and "trainer.val_only=True: such a run trains nothing" in refused.stderr
+
+
 @pytest.mark.slow
 def test_what_runs_when_nothing_is_given():
     tiny = resolved("run_local_sdpo.sh")

@@ -5,6 +5,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 from html import escape
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -423,9 +426,16 @@ def test_names_are_shown_as_they_are(flown):
     assert "<script" not in source and source.count(escape(odd)) == 4
 
 
-def test_the_same_run_gives_the_same_numbers(flown, run_of):
+@pytest.mark.slow
+def test_through_ray_as_a_user_types_it_the_numbers_are_the_same(flown, run_of, tmp_path):
+    command = [sys.executable, "-m", "analysis.preflight", *run_of[0], "--prompts", "4", "--out", str(tmp_path / "page.html")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    check_page(tmp_path / "page.html")
     numbers = []
-    for found in (flown[0], preflight(run_of[1], *run_of[0], "--prompts", "4")[0]):
+    for found in (flown[0], json.loads((tmp_path / "page.json").read_text())):
+        assert found["run"].pop("arguments")
         timed = ("memory", "time", "verdicts", "overall")
         numbers.append({name: value for name, value in found.items() if name not in timed})
         numbers[-1]["figures"] = {k: v for k, v in found["figures"].items() if not k.startswith(("memory", "verify_share"))}
@@ -456,6 +466,18 @@ def test_without_a_teacher_its_part_is_left_out(guessing_model, chains_data, tmp
     for text in (said, shown):
         assert "loss_mode=vanilla has no teacher" in text
     assert not any(v["figure"] in ("auc_low", "auc_high", "leak_share", "teacher_groups") for v in found["verdicts"])
+
+
+def test_what_breaks_is_shown_and_no_page_is_left(guessing_model, chains_data, tmp_path, capsys, monkeypatch):
+    def breaks(*_):
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("analysis.preflight.measure.walk", breaks)
+    arguments = [*overrides(guessing_model, chains_data, tmp_path / "run"), "--out", str(tmp_path / "page.html"), "--in-process"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError: of all things" in said and "the pre-flight broke, see above" in said
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_bad_input_is_told_before_anything_starts(guessing_model, chains_data, tmp_path, capsys):

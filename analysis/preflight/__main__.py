@@ -51,7 +51,14 @@ def preflight(options: argparse.Namespace) -> None:
     # its own log folder and no sinks: the run's stay as they are
     trainer = replace(prepared.config.trainer, logger=[], log_dir=str(Path(config.trainer.log_dir) / "preflight"))
     prepared = replace(prepared, config=replace(prepared.config, trainer=trainer))
-    found = examine(prepared, options.prompts, display, in_process=options.in_process)
+    try:
+        found = examine(prepared, options.prompts, display, in_process=options.in_process)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever broke, in whichever process: its own traceback is what helps
+        from trainer.workers.ray_calls import explain
+
+        raise UserError(f"{explain(error)}\nthe pre-flight broke, see above.") from None
     found["run"]["arguments"] = ["--config-name", options.config_name, *options.overrides]
     judged = verdicts.judge(found["figures"])
     found["verdicts"] = [vars(verdict) for verdict in judged]
