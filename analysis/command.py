@@ -10,12 +10,20 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def main(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], object], arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments and do the work; return its exit status: 2 with the message on stderr for a UserError, 130 for Ctrl-C."""
+    """Parse the arguments and do the work; return its exit status.
+
+    2 with the message on stderr for a UserError and for a file that cannot be read or written, 130 for Ctrl-C.
+    """
     options = parser.parse_intermixed_args(arguments)
     try:
         work(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -56,5 +64,7 @@ def resolve_device(options: argparse.Namespace) -> None:
     import torch  # seconds that --help need not take
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {options.device}: torch sees no GPU here.")
     if options.dtype == "auto":
         options.dtype = "bfloat16" if options.device.startswith("cuda") else "float32"

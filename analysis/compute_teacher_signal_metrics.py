@@ -81,7 +81,7 @@ def evaluate(paths: Sequence[Path], scored: Scored, compared: Sequence[str], *, 
         "input": ", ".join(map(str, paths)),
         "sample_sets": sets,
         "condition_sample_counts": {name: int(count) for name, count in zip(scored.conditions, counts, strict=True)},
-        "both_present_prompt_count": int(scored.mixed(everything).sum()),
+        "both_present_prompt_count": scored.count_prompts(scored.mixed(everything)),
         "legacy_degenerate": legacy,
         "num_bootstrap": resamples,
         "seed": seed,
@@ -152,7 +152,7 @@ def _by_target_type(scored: Scored, rows: np.ndarray, score: str, legacy: bool, 
             continue
         measured = Measured.of(scored, mine, score, legacy)
         common = measured.present[measured.present.any(1)].all(0) if measured.present.any() else np.zeros(len(scored.prompts), bool)
-        out[name] = {"paired_prompt_count": int(common.sum()), "conditions": _conditions(scored, measured, bootstrap, common)}
+        out[name] = {"paired_prompt_count": scored.count_prompts(common), "conditions": _conditions(scored, measured, bootstrap, common)}
     return out
 
 
@@ -335,8 +335,14 @@ def compute(options: argparse.Namespace) -> None:
     if options.num_bootstrap < 1:
         raise UserError(f"--num-bootstrap is {options.num_bootstrap}: it must be 1 or more.")
     table = options.table_output or options.output.with_name(f"{options.output.stem}_table7.md")
-    if table.suffix == ".csv" or table == options.output:
+    if table.suffix == ".csv":
         raise UserError(f"--table-output is {table}: give a Markdown file (.md); the CSV is written beside it.")
+    paired_table = table.with_name(f"{table.stem}_paired.csv")
+    places = [path.resolve() for path in (*options.input, options.output, table, table.with_suffix(".csv"), paired_table)]
+    if twice := next((path for i, path in enumerate(places) if path in places[:i]), None):
+        raise UserError(
+            f"{twice}: is named twice among --input, --output and the tables beside --table-output; one would overwrite the other."
+        )
     scored = read_scored(options.input, legacy=options.legacy_degenerate)
     compared = options.compare or [name for name in COMPARED if name in scored.conditions]
     if unknown := [name for name in compared if name not in scored.conditions]:
@@ -346,7 +352,7 @@ def compute(options: argparse.Namespace) -> None:
     write_json(options.output, result)
     write_text(table, markdown(result, options.table_sample_set))
     write_text(table.with_suffix(".csv"), table_csv(data))
-    write_text(table.with_name(f"{table.stem}_paired.csv"), paired_csv(data))
+    write_text(paired_table, paired_csv(data))
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, 132)  # rows that a narrow terminal wraps read better than cells that are
     show(result, options.table_sample_set, console)
@@ -361,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-bootstrap", type=int, default=2000, help="resamples of the prompts for the intervals (default 2000)")
     parser.add_argument("--table-output", type=Path, help="the table, Markdown; a CSV beside it (default: OUTPUT's stem + _table7.md)")
     parser.add_argument("--table-sample-set", choices=list(SETS), default="both_present_effective_only")
-    parser.add_argument("--seed", type=int, default=12345, help="of the resampling (default 12345)")
+    parser.add_argument("--seed", type=command.not_negative, default=12345, help="of the resampling (default 12345)")
     parser.add_argument(
         "--compare", nargs="+", metavar="CONDITION", help="what mixed_paired compares (default: peers, of those in the input)"
     )

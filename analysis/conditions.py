@@ -93,10 +93,10 @@ def read(path: Path) -> list[Condition]:
         raise UserError(f"--variant-config {path}: cannot be read as JSON ({error}).") from None
     if not isinstance(held, dict) or not isinstance(held.get("variants"), list) or not held["variants"]:
         raise UserError(f'--variant-config {path}: must be {{"global": {{...}}, "variants": [{{"name": ...}}, ...]}}.')
-    common = dict(held.get("global") or {})
-    policy = common.pop("summary_sampling_policy", "first_k")
-    if policy != "first_k":
-        raise UserError(f"--variant-config {path}: summary_sampling_policy={policy!r}; only first_k is there.")
+    common = held.get("global") or {}
+    if not isinstance(common, dict):
+        raise UserError(f"--variant-config {path}: global is {common!r:.60}, which is no object.")
+    common = _without_policy(common, f"--variant-config {path}: global")
     for switch in common.keys() - set(GLOBAL):
         raise UserError(f"--variant-config {path}: global has {switch!r}; known there are {', '.join(GLOBAL)}.")
     found: dict[str, Condition] = {}
@@ -104,10 +104,18 @@ def read(path: Path) -> list[Condition]:
         place = f"--variant-config {path}, variant {number}"
         if not isinstance(variant, dict) or not isinstance(variant.get("name"), str) or not variant["name"]:
             raise UserError(f"{place}: has no name.")
+        variant = _without_policy(variant, place)  # noqa: PLW2901
         if variant["name"] in found:
             raise UserError(f"{place}: the name {variant['name']!r} stands there twice.")
         found[variant["name"]] = _condition(common | variant, place)
     return list(found.values())
+
+
+def _without_policy(switches: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return switches without the published `summary_sampling_policy`, of which there is one value and which nothing reads."""
+    if (policy := switches.get("summary_sampling_policy", "first_k")) != "first_k":
+        raise UserError(f"{place}: summary_sampling_policy={policy!r}; only first_k is there.")
+    return {name: value for name, value in switches.items() if name != "summary_sampling_policy"}
 
 
 def _condition(switches: dict[str, Any], place: str) -> Condition:

@@ -43,12 +43,12 @@ def _variant(condition: Condition, i: int, rows: Sequence[Row], by_prompt: dict[
     successes, failures = [row for row in seen if row["success"]], [row for row in others if not row["success"]]
     primary = successes[0] if successes else None
     solution = primary if condition.include_solution else None
-    another = next((row for row in successes if row is not primary), None) if condition.include_another_solution else None
+    another = next((row for row in others if row["success"] and row is not primary), None) if condition.include_another_solution else None
     failure = next(iter(failures), None) if condition.include_failure_solution else None
     shown = [row for row in (solution, another) if row], [failure] if failure else []
     if condition.peer_control:
         shown = _controlled(condition.peer_control, own, others, min(2, len(successes)), min(1, len(failures)))
-    feedback = condition.include_feedback and own["has_feedback"] and not (condition.feedback_only_without_solution and shown[0])
+    feedback = condition.include_feedback and own["has_feedback"] and not (condition.feedback_only_without_solution and solution)
     summaries = _summaries(condition, own, others, primary, by_prompt) if condition.include_summary and primary else []
     if condition.force_raw_prompt:
         shown, feedback, summaries = ([], []), False, []

@@ -28,6 +28,7 @@ from matplotlib.patches import Patch
 
 from analysis import command
 from analysis.scored import BASE, REQUIRED, SETS, STUDENT
+from data.writing import whole
 from trainer.errors import UserError
 
 MAIN = (
@@ -227,14 +228,17 @@ def read_metrics(path: Path, sample_set: str, score: str, target_type: str | Non
     return data["conditions"], sets[sample_set].get("paired_differences", [])
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure as PNG and SVG; the same numbers give the same SVG."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, not for each file
-    figure.savefig(folder / f"{name}.png", dpi=150)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    pyplot.close(figure)
-    print(f"wrote {folder / name}.png, .svg")
+def save(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write each figure as NAME.png and NAME.svg, all of them or none; the same numbers give the same SVG."""
+    with whole(*(folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg"))) as partials:
+        for figure, png, svg in zip(figures.values(), partials[::2], partials[1::2], strict=True):
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not for each file
+            figure.savefig(png, format="png", dpi=150)
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            pyplot.close(figure)
+    for name in figures:
+        print(f"wrote {folder / name}.png, .svg")
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -249,16 +253,16 @@ def plot(options: argparse.Namespace) -> None:
     title = f"{options.sample_set}, {SCORES[options.score][2]}"
     if options.paired_target_type:
         title += f", {options.paired_target_type} on common prompts"
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    save(main_figure(entries, title), options.output_dir, "teacher_metrics_main")
+    figures = {"teacher_metrics_main": main_figure(entries, title)}
     if any(entry.get("by_bucket") for entry in entries.values()):
-        save(bucket_figure(entries, title), options.output_dir, "teacher_metrics_by_bucket")
+        figures["teacher_metrics_by_bucket"] = bucket_figure(entries, title)
     else:
         print("no teacher_metrics_by_bucket: the input has no difficulty buckets")
     if found := found_pairs(differences, names):
-        save(difference_figure(found, options.sample_set), options.output_dir, "teacher_paired_differences")
+        figures["teacher_paired_differences"] = difference_figure(found, options.sample_set)
     else:
         print("no teacher_paired_differences: the input has none for these conditions in this sample set")
+    save(figures, options.output_dir)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -36,6 +36,7 @@ DUMP: Fields = {"input": (str, list, dict), "output": (str, list, dict), "score"
 OURS: Fields = {"uid": str, "step": int, "rollout_index": int}
 EXTRA = ("messages", "response_ids", "finished", "outcome", "data_source", "rollout_index")  # of our dumps, passed on
 BUCKETS = (("easy", 4), ("medium", 1), ("hard", 0))  # name, successes needed
+WRITTEN = ("candidate_responses.jsonl", "evidence_items.jsonl")
 FALLBACK = 300  # characters of a response that stand for a summary where there is none
 _SUMMARY = re.compile(r"<summary>(.*?)</summary>", re.DOTALL | re.IGNORECASE)
 
@@ -78,17 +79,25 @@ class Tally:
 def input_files(given: Sequence[str]) -> list[Path]:
     """Return the files of paths, folders (searched for *.jsonl) and glob patterns, absolute ones too, in numeric order.
 
-    Raises UserError for what matches nothing.
+    A file that is named twice counts once; in folders what this command writes is passed over. Raises UserError for what
+    matches nothing.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for name in given:
         path = Path(name)
-        matches = [path] if path.is_file() else path.rglob("*.jsonl") if path.is_dir() else map(Path, glob.glob(name, recursive=True))
+        matches = (
+            [path]
+            if path.is_file()
+            else (file for file in path.rglob("*.jsonl") if file.name not in WRITTEN)
+            if path.is_dir()
+            else map(Path, glob.glob(name, recursive=True))
+        )
         files = sorted((file for file in matches if file.is_file()), key=_natural)
         if not files:
             raise UserError(f"--input {name}: no file is there that it names (a file, a folder with *.jsonl in it, or a glob pattern).")
-        found |= dict.fromkeys(files)
-    return list(found)
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -257,6 +266,11 @@ def evidence(row: Row) -> list[Row]:
 
 def prepare(options: argparse.Namespace) -> Row:
     """Write the three files, whole or not at all; return the summary."""
+    if options.max_responses_per_prompt < options.min_responses_per_prompt:
+        raise UserError(
+            f"--max-responses-per-prompt {options.max_responses_per_prompt} is below --min-responses-per-prompt "
+            f"{options.min_responses_per_prompt}: no group would be left to compare."
+        )
     files, tally = input_files(options.input), Tally()
     found = find_groups(files, options.success_threshold, by_step=options.by_step, tally=tally)
     groups = choose(found, options, tally)
@@ -266,7 +280,7 @@ def prepare(options: argparse.Namespace) -> Row:
             "(--min-responses-per-prompt): there is nothing to compare."
         )
     out, count, kinds = options.output_dir, Counter(), Counter()
-    with whole(out / "candidate_responses.jsonl", out / "evidence_items.jsonl") as (first, second):
+    with whole(*(out / name for name in WRITTEN)) as (first, second):
         with first.open("w", encoding="utf-8") as to_candidates, second.open("w", encoding="utf-8") as to_evidence:
             for members in candidates(files, options.input, groups, options.success_threshold):
                 for row in members:

@@ -32,7 +32,11 @@ class Progress:
         held = self.file.read()
         whole = held[: held.rfind(b"\n") + 1]
         self.file.truncate(len(whole))
-        lines = [json.loads(line) for line in whole.splitlines()]
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            keys = [_key(row) for row in lines[1:]]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: is damaged, so what is scored already cannot be told: take it away to begin anew.") from None
         if lines:
             differ = [f"{name} was {lines[0].get(name)!r}" for name in settings if lines[0].get(name) != settings[name]]
             if differ:
@@ -42,7 +46,7 @@ class Progress:
                 )
         else:
             self._append([settings])
-        self.done: dict[Key, Row] = {_key(row): row for row in lines[1:]}
+        self.done: dict[Key, Row] = dict(zip(keys, lines[1:], strict=True))
         self.found = len(self.done)
 
     def add(self, rows: Iterable[Row]) -> None:

@@ -1,7 +1,7 @@
 """JSON lines as the analysis reads and writes them: every complaint names file and line, every file is whole or absent."""
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,16 @@ def read_jsonl(path: Path | str, fields: Fields | None = None) -> Iterator[tuple
                 row = json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError as error:
                 raise UserError(f"{where}: is not UTF-8 ({error.reason}).") from None
+            except RecursionError:
+                raise UserError(f"{where}: is nested too deeply.") from None
             except json.JSONDecodeError as error:
                 if not line.endswith(b"\n"):
                     raise UserError(
                         f"{where}: the last line is cut off: the file was not written to its end. Make it again, or take the line out."
                     ) from None
                 raise UserError(f"{where}: is not JSON ({error.msg} at column {error.colno}).") from None
+            if b"\\ud" in line.lower() and not _encodable(row):
+                raise UserError(f"{where}: holds half of a surrogate pair (\\udXXX), which is no character. Take it out, or write U+FFFD.")
             if not isinstance(row, dict):
                 raise UserError(f"{where}: holds {_kind(row)} where an object is needed.")
             require(row, where, fields or {})
@@ -68,8 +72,16 @@ def require(row: Mapping[str, Any], where: str, fields: Fields) -> None:
 
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:

@@ -243,7 +243,7 @@ def output_row(job: Job, logp: np.ndarray, options: argparse.Namespace) -> Row:
     """Return the row of a scored job: the published fields in their order, then ours."""
     variant, target = job.variant, job.target
     total = float(logp.sum(dtype=np.float64))
-    shown_responses = {name.split("::")[0] for name in variant.get("evidence_ids") or []}
+    shown_responses = {name.rpartition("::")[0] for name in variant.get("evidence_ids") or [] if not name.endswith("::feedback")}
     row = {
         "variant_id": variant["variant_id"],
         "target_id": target.target_id,
@@ -291,11 +291,15 @@ def score_jobs(jobs: Sequence[Job], scorer: Scorer, progress: Progress, options:
 
 
 def _blocks(jobs: Sequence[Job]) -> Iterator[list[list[Job]]]:
-    """Yield jobs with the same context and response as one list, prompts together, about BLOCK lists at a time."""
-    prompts: dict[str, dict[tuple[int, int], list[Job]]] = {}
+    """Yield jobs with equal contexts and responses as one list, prompts together, about BLOCK lists at a time.
+
+    Equal responses of two rollouts are one too: scored apart they would differ in their last bits, and no longer be tied.
+    """
+    prompts: dict[str, dict[tuple[int | bytes, bytes], list[Job]]] = {}
     for job in jobs:
         alike = prompts.setdefault(job.variant["prompt_id"], {})
-        alike.setdefault((id(job.context) if not job.context.cut else id(job), id(job.target)), []).append(job)
+        context = job.context.ids.tobytes() if job.context.cut else id(job.context)  # those not cut are one object if equal
+        alike.setdefault((context, job.target.ids.tobytes()), []).append(job)
     block: list[list[Job]] = []
     for alike in prompts.values():
         block += alike.values()

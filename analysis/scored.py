@@ -12,6 +12,7 @@ from analysis.conditions import CONDITIONS, SECTIONS
 from analysis.rows import read_jsonl, require
 from trainer.errors import UserError
 
+OWN = "training"  # what the run itself showed
 STUDENT, BASE = "student", "base"  # the question alone, scored by the student's weights and by the teacher's
 REQUIRED = (
     {STUDENT: ()}
@@ -93,6 +94,10 @@ class Scored:
     def student(self) -> str | None:
         """The condition whose scores are the student's; None if there is none."""
         return _student(self.conditions)
+
+    def count_prompts(self, groups: np.ndarray) -> int:
+        """Return of how many prompts the groups [P] of truth values are."""
+        return len(np.unique(self.uid[groups]))
 
     def mixed(self, rows: np.ndarray) -> np.ndarray:
         """Return which prompts [P] have a success and a failure among the rows [N] of truth values."""
@@ -188,7 +193,7 @@ class _Reader:
             "score": row["teacher_score"],
             "reward": float(row["success"]) if row["reward"] is None else row["reward"],
             "success": bool(row["success"]),
-            "effective": all(used.get(section) for section in _required(row, self.legacy)),
+            "effective": _effective(row, used, self.legacy),
             "length": row.get("teacher_prompt_len"),
             "truncated": row.get("teacher_prompt_truncated"),
         }
@@ -247,6 +252,13 @@ def read_scored(paths: Sequence[Path], *, legacy: bool = False) -> Scored:
     if not reader.columns:
         raise UserError(f"{', '.join(map(str, paths))}: no row has a finite teacher_score.")
     return reader.scored()
+
+
+def _effective(row: Mapping[str, Any], used: Mapping[str, Any], legacy: bool) -> bool:
+    """Say whether a row's context holds what its condition is named after; of the run's own, anything at all: else nothing is distilled."""
+    if row["condition"] == OWN and not legacy:
+        return any(used.values())
+    return all(used.get(section) for section in _required(row, legacy))
 
 
 def _required(row: Mapping[str, Any], legacy: bool) -> tuple[str, ...]:

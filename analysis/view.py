@@ -182,7 +182,7 @@ def find_weights(run: Run, step: int, model: str | None = None, teacher_model: s
     elif student.averaged:
         teacher, of_teacher = student, "ema"
         notes.append("teacher: the EMA teacher of the same checkpoint")
-    elif model is None and actor.policy_loss.loss_mode == "sdpo" and distill.teacher_update_rate == 0:
+    elif actor.policy_loss.loss_mode == "sdpo" and distill.teacher_update_rate == 0:
         teacher = reader.find(fixed or run.config.actor_rollout_ref.model.path)
         notes.append(f"teacher: the run's fixed teacher, {teacher.path}")
     else:

@@ -52,6 +52,9 @@ def of(rows: list[dict], condition: str) -> list[dict]:
         ('{"a": true}\n', r"x\.jsonl:1: field 'a' is True, which is not float"),
         ('{"a": NaN}\n', r"x\.jsonl:1: field 'a' is nan, which is not float"),
         ("", r"x\.jsonl: holds no row"),
+        ('{"a": 1, "b": "\\ud800"}\n', r"x\.jsonl:1: holds half of a surrogate pair"),
+        ('{"a": 1' + "0" * 400 + "}\n", r"x\.jsonl:1: field 'a' is 10+, which is not float"),
+        ('{"a": 1, "b": ' + "[" * 100_000 + "]" * 100_000 + "}\n", r"x\.jsonl:1: is nested too deeply"),
     ],
 )
 def test_bad_lines_are_named_by_file_and_line(tmp_path, text, message):
@@ -139,8 +142,52 @@ def test_as_many_prompts_of_each_bucket_as_there_are(scores, most):
     assert len(kept) == min(most, len(enough)) and all(2 <= len(members.places) <= 8 for members in kept)
     taken = Counter(members.bucket for members in kept)
     there = Counter(members.bucket for members in groups if members.prompt_id in enough)
-    for bucket, count in taken.items():  # one that gave fewer than another has no more
-        assert count == there[bucket] or count >= max(taken.values()) - 1
+    for bucket, count in there.items():  # one that gave fewer than another has no more
+        assert taken[bucket] == count or taken[bucket] >= max(taken.values()) - 1
+
+
+def test_every_bucket_gives_its_share():
+    scores = [[0, 0]] * 6 + [[1, 0]] * 6
+    groups = [
+        prepare_rollout_dataset.Members(
+            f"u{n}", places=[prepare_rollout_dataset.Place(0, i, i, s == 1) for i, s in enumerate(one)], prompt_id=f"u{n}"
+        )
+        for n, one in enumerate(scores)
+    ]
+    options = prepare_rollout_dataset.argparse.Namespace(min_responses_per_prompt=2, max_responses_per_prompt=8, max_prompts=6, seed=1)
+    kept = prepare_rollout_dataset.choose(groups, options, prepare_rollout_dataset.Tally())
+    assert Counter(members.bucket for members in kept) == {"hard": 3, "medium": 3}
+
+
+def test_a_file_counts_once_and_what_was_written_is_no_dump(tmp_path, capsys, monkeypatch):
+    write_jsonl(tmp_path / "dumps" / "1.jsonl", [{**row, "uid": None} for row in group("5", 1, [1, 0])])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dumps" / "1.jsonl").write_text(
+        "".join(json.dumps({k: v for k, v in row.items() if k != "uid"}) + "\n" for row in group("5", 1, [1, 0]))
+    )
+    for _ in range(2):  # the second time its own files lie beside the dump
+        assert len(prepare(tmp_path / "dumps", "--input", "dumps", tmp_path / "dumps", "dumps/1.jsonl")) == 2
+    assert prepare_rollout_dataset.main(["--input", "dumps", "--output-dir", "out", "--max-responses-per-prompt", "1"]) == 2
+    assert "--max-responses-per-prompt 1 is below --min-responses-per-prompt 2" in capsys.readouterr().err
+    (tmp_path / "taken").write_text("")
+    assert prepare_rollout_dataset.main(["--input", "dumps", "--output-dir", "taken"]) == 2
+    assert "error: taken: File exists." in capsys.readouterr().err
+
+
+def test_legacy_feedback_and_another_are_chosen_as_published(tmp_path):
+    rows = [row | {"feedback": "look again"} for row in group("5", 1, [1, 1, 1])]
+    write_jsonl(tmp_path / "dumps" / "1.jsonl", rows)
+    prepare(tmp_path / "out", "--input", tmp_path / "dumps")
+    wanted = [
+        {"name": "a", "include_another_solution": True, "include_feedback": True, "feedback_only_without_solution": True},
+        {"name": "b", "include_another_solution": True, "dont_reprompt_on_self_success": False, "summary_sampling_policy": "first_k"},
+    ]
+    (tmp_path / "own.json").write_text(json.dumps({"variants": wanted}))
+    more = ("--variant-config", tmp_path / "own.json", "--legacy-contexts")
+    found = build(tmp_path / "v.jsonl", tmp_path / "out" / "candidate_responses.jsonl", *more)
+    assert all(row["sections_used"]["feedback"] for row in of(found, "a"))  # another does not stand for a primary
+    for row in of(found, "b"):
+        assert f"{row['response_id']}::response_full" not in row["evidence_ids"]
 
 
 @pytest.mark.parametrize(

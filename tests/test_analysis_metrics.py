@@ -220,6 +220,9 @@ def test_groups_of_one_prompt_are_resampled_together(tmp_path):
         assert entry["count_prompts"] == first["count_prompts"] and entry["count_groups"] == 2 * entry["count_prompts"]
         assert entry["success_auc_count"] == first["success_auc_count"]
         assert entry["success_auc"] == pytest.approx((first["success_auc"] + second["success_auc"]) / 2)
+    everything = json.loads((tmp_path / "both.json").read_text())
+    assert everything["both_present_prompt_count"] == command(tmp_path, rows)["both_present_prompt_count"]
+    assert both["paired_by_target_type"]["self_response"]["paired_prompt_count"] <= 12
     difference = next(row for row in both["paired_differences"] if row["metric"] == "success_auc" and row["prompts"])
     assert difference["prompts"] == difference["higher"] + difference["lower"] + difference["equal"] <= 11
 
@@ -336,6 +339,41 @@ def test_tables_say_what_the_json_says(tmp_path, capsys):
     command(tmp_path, scored_rows(), "--table-output", str(tmp_path / "t.md"), "--table-sample-set", "all_samples")
     assert (tmp_path / "t.md").read_text().startswith("Sample set `all_samples`")
     assert (tmp_path / "t.csv").exists()
+
+
+def test_nothing_written_takes_the_place_of_anything(tmp_path, capsys):
+    source = write(tmp_path / "s.jsonl", scored_rows())
+    for arguments in (["--output", str(source)], ["--output", str(tmp_path / "m.csv"), "--table-output", str(tmp_path / "m.md")]):
+        assert compute.main(["--input", str(source), *arguments]) == 2
+        assert "is named twice among --input, --output and the tables" in capsys.readouterr().err
+    assert compute.main(["--input", str(source), "--output", str(tmp_path / "m.json"), "--num-bootstrap", "9"]) == 0
+    (tmp_path / "plots" / "teacher_metrics_main.svg" / "in the way").mkdir(parents=True)
+    assert plots.main(["--input", str(tmp_path / "m.json"), "--output-dir", str(tmp_path / "plots")]) == 2
+    assert "teacher_metrics_main.svg" in capsys.readouterr().err
+    assert not list((tmp_path / "plots").glob("*.partial"))
+
+
+def test_what_training_showed_counts_where_it_showed_anything(tmp_path):
+    used = dict.fromkeys(("solution", "another_solution", "failure_solution", "feedback", "summary"), False)
+    rows = [row | {"condition": "training", "sections_used": used} for row in scored_rows() if row["condition"] == "base"]
+    rows += [row for row in scored_rows() if row["condition"] == "base"]
+    assert "training" not in command(tmp_path, rows)["sample_sets"]["effective_only"]["conditions"]
+    for row in rows:
+        if row["condition"] == "training":
+            row["sections_used"] = used | {"failure_solution": True}
+    shown = command(tmp_path, rows)["sample_sets"]
+    assert shown["effective_only"]["conditions"]["training"] == shown["all_samples"]["conditions"]["training"]
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"), [("random_peer", "solution"), ("verifier_score_ordered", "solution"), ("another_solution", "another_solution")]
+)
+def test_controls_count_where_they_show_what_they_stand_for(tmp_path, name, needs):
+    base = [row for row in scored_rows() if row["condition"] == "base"]
+    nothing = dict.fromkeys(("solution", "another_solution", "failure_solution", "feedback", "summary"), False)
+    for shown, there in ((nothing, False), (nothing | {needs: True}, True)):
+        rows = [*base, *(row | {"condition": name, "sections_used": shown} for row in base)]
+        assert (name in command(tmp_path, rows)["sample_sets"]["effective_only"]["conditions"]) is there
 
 
 # ---- bad input ----

@@ -365,3 +365,40 @@ def test_groups_of_one_response_and_of_no_success_are_scored_or_left_out(random_
     folder = contexts(tmp_path / "out", tmp_path / "dumps", random_model)
     rows = score(folder, random_model)
     assert {row["prompt_id"] for row in rows} == {"5_s1"} and len(rows) == 2 * len(CONDITIONS)
+
+
+def test_equal_responses_are_tied_to_the_last_bit(random_model, tmp_path):
+    same = [row | {"output": "1+2=3\n4+3=7\nAnswer:7"} for row in group("5", 1, [1, 0, 1, 0, 1, 0])]
+    write_jsonl(tmp_path / "dumps" / "1.jsonl", [*same[:4], *group("5", 1, [1, 0, 1, 0, 1, 0])[4:]])
+    rows = score(contexts(tmp_path / "out", tmp_path / "dumps", random_model), random_model, "--max-tokens", "64")
+    base = {row["response_id"]: row["teacher_score"] for row in rows if row["condition"] == "base"}
+    assert len({base[f"5_s1_r{k}"] for k in range(4)}) == 1 and len(set(base.values())) == 3
+
+
+def test_a_response_is_shown_where_its_text_is_and_not_where_its_feedback_is(random_model, tmp_path):
+    said = [row | {"uid": "data::5", "feedback": "wrong: 3 expected"} for row in group("5", 1, [1, 0, 1])]
+    write_jsonl(tmp_path / "dumps" / "1.jsonl", said)
+    folder = contexts(tmp_path / "out", tmp_path / "dumps", random_model, conditions=("feedback", "solution"))
+    targets = ["--candidates", str(folder / "candidate_responses.jsonl"), "--output", str(folder / "targets.jsonl")]
+    assert build_target_responses.main(targets) == 0
+    asked = ["--variants", folder / "context_variants.jsonl", "--targets", folder / "targets.jsonl", "--output", folder / "all.jsonl"]
+    assert score_teacher_contexts.main([str(value) for value in (*asked, "--model", random_model)]) == 0
+    rows = read_jsonl(folder / "all.jsonl")
+    variants = by_id(folder, "context_variants.jsonl", "variant_id")
+    targets = by_id(folder, "targets.jsonl", "target_id")
+    for row in rows:
+        text = targets[row["target_id"]]["response_text"]
+        assert row["target_in_context"] is (
+            row["condition"] == "solution" and text in variants[row["variant_id"]]["assembled_context_text"]
+        )
+    assert any(row["target_in_context"] for row in rows)
+
+
+def test_damaged_progress_is_named(random_model, tmp_path, capsys):
+    write_jsonl(tmp_path / "dumps" / "1.jsonl", group("5", 1, [1, 0]))
+    folder = contexts(tmp_path / "out", tmp_path / "dumps", random_model)
+    (folder / "scores.jsonl.progress").write_text("garbage\n")
+    assert score_teacher_contexts.main(arguments(folder, random_model)) == 2
+    assert "scores.jsonl.progress: is damaged" in capsys.readouterr().err
+    assert score_teacher_contexts.main(arguments(folder, random_model, "--device", "cuda:7")) == 2 or torch.cuda.is_available()
+    assert "torch sees no GPU here" in capsys.readouterr().err or torch.cuda.is_available()

@@ -478,6 +478,12 @@ def test_the_nearest_weights_are_taken_and_said(trained, tmp_path):
     assert view.find_weights(run, 2).of_teacher == "ema" and view.find_weights(run, 1).of_teacher == "student"
     named = view.find_weights(run, 2, teacher_model=initial)
     assert (named.teacher.path, named.of_teacher) == (initial, "student")
+    arr = run.config.actor_rollout_ref
+    teacher = str(folder / "checkpoints" / "tried" / "global_step_1" / "huggingface")
+    held = replace(arr.actor, self_distillation=replace(arr.actor.self_distillation, teacher_update_rate=0.0))
+    fixed = replace(arr, actor=held, ref=replace(arr.ref, model=replace(arr.ref.model, path=teacher)))
+    named = view.find_weights(replace(run, config=replace(run.config, actor_rollout_ref=fixed)), 1, model=initial)
+    assert (named.student.path, named.teacher.path) == (initial, teacher)  # --model says who the student is, no more
     shutil.copytree(folder / "checkpoints" / "tried", tmp_path / "copy")
     (tmp_path / "copy" / "global_step_1" / "manifest.json").unlink()
     with pytest.raises(view.UserError, match=r"no manifest\.json.*--model"):

@@ -249,6 +249,7 @@ def test_errors_of_the_verifier_are_neither_success_nor_failure(random_model):
     failed = [*mixed.verdicts[:2], dataclasses.replace(mixed.verdicts[2], outcome=Outcome.ERROR)]
     assert len(teacher.questions(step, cfg, chat)) == 1
     assert teacher.questions(dataclasses.replace(step, groups=[dataclasses.replace(mixed, verdicts=failed)]), cfg, chat) == []
+    assert measure.held(mixed) == {True, False} and measure.held(dataclasses.replace(mixed, verdicts=failed)) == {True}
 
 
 # ---- time ----

@@ -76,7 +76,7 @@ def describe(loop: Loop, steps: Sequence[Step]) -> dict[str, Any]:
         "all_fail": kinds["all_fail"],
         "all_pass": kinds["all_pass"],
         "lone_success": kinds["lone_success"],
-        "both_verdicts": kinds["mixed"] + kinds["lone_success"],
+        "both_verdicts": sum(len(held(group)) > 1 for group in groups) / len(groups),
         "truncated": responses["truncated"],
         "unreadable": responses["outcomes"][Outcome.FORMAT],
         "verifier_errors": responses["outcomes"][Outcome.ERROR],
@@ -110,6 +110,11 @@ def describe(loop: Loop, steps: Sequence[Step]) -> dict[str, Any]:
         "time": time,
         "figures": figures,
     }
+
+
+def held(group: Group) -> set[bool]:
+    """Return which of pass and fail a group holds; where the verifier failed there is neither."""
+    return {verdict.outcome == Outcome.PASS for verdict in group.verdicts if verdict.outcome != Outcome.ERROR}
 
 
 def _base(groups: Sequence[Group]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from trainer.batching import Plan
 from trainer.chat import Chat
 from trainer.config.schema import Config
 from trainer.loop import Loop
+from trainer.seeds import generator
 from trainer.teacher_signal import auc
 from trainer.types import Batch, Group, Outcome, Sample
 
@@ -136,17 +137,18 @@ def _rendered(
 def scores(asked: Sequence[Asked], student: Score, teacher: Score) -> list[Read]:
     """Score every response once behind each prompt it is read with; `student is teacher` where both are one model still.
 
-    The scorers take samples whose `context_ids` are what is to be read, and whose `group` counts `asked`.
+    Equal responses of a group are scored once: apart they would differ in their last bits, and no longer be tied. The
+    scorers take samples whose `context_ids` are what is to be read, and whose `group` counts `asked`.
     """
-    wanted: dict[tuple[int, int, bytes], Sample] = {}
-    plain: dict[tuple[int, int, bytes], Sample] = {}
+    wanted: dict[tuple[int, bytes, bytes], Sample] = {}
+    plain: dict[tuple[int, bytes, bytes], Sample] = {}
 
-    def sample(g: int, i: int, prompt: np.ndarray, into: dict) -> tuple[int, int, bytes]:
-        key = g, i, prompt.tobytes()
+    def sample(g: int, i: int, prompt: np.ndarray, into: dict) -> tuple[int, bytes, bytes]:
+        key = g, asked[g].group.rollouts[i].token_ids.tobytes(), prompt.tobytes()
         into.setdefault(key, Sample.of(asked[g].group, g, i, context_ids=prompt))
         return key
 
-    keys: dict[tuple[int, str, int], tuple[int, int, bytes]] = {}
+    keys: dict[tuple[int, str, int], tuple[int, bytes, bytes]] = {}
     for g, one in enumerate(asked):
         for i in np.flatnonzero(one.counted):
             sample(g, int(i), one.prompts["base"][i], plain)
@@ -252,7 +254,7 @@ def leak_share(whole: np.ndarray, masked: np.ndarray, seed: int) -> tuple[float 
     Args:
         whole, masked: the advantage of each group with and without the peers' answers, [G].
     """
-    rng = np.random.default_rng([seed, len(whole)])
+    rng = generator(seed, "leak", len(whole))
     drawn = rng.integers(len(whole), size=(RESAMPLES, len(whole)))
     top, below = masked[drawn].mean(1), whole[drawn].mean(1)
     if np.quantile(below, 0.025) <= 0:

@@ -78,7 +78,7 @@ def scored(work: Path, seed: int, step: int) -> dict[str, Path]:
     model = trained / f"global_step_{step}" if step else Path("models/tiny-chains")
     limits = {"ROLLOUT_PROMPT_LENGTH": 32, "ROLLOUT_RESPONSE_LENGTH": 48, "DATA_PATH": "datasets/tiny_chains", "EVAL_N": 8}
     sampling = {"CKPT_PATH": model, "VALIDATION_DATA_DIR": at / "validation", **limits, **quiet}
-    run(at / "validation", "bash", "run_eval_sdpo.sh", "teacher-signal", f"trainer.log_dir={at}/logs", **sampling)
+    run(at / "validation" / f"{step}.jsonl", "bash", "run_eval_sdpo.sh", "teacher-signal", f"trainer.log_dir={at}/logs", **sampling)
     candidates, evidence = at / "candidate_responses.jsonl", at / "evidence_items.jsonl"
     run(candidates, sys.executable, "analysis/prepare_rollout_dataset.py", "--input", at / "validation", "--output-dir", at)
     out = {}
