@@ -28,6 +28,7 @@ from analysis.rows import Row, read_jsonl, write_jsonl
 from analysis.shown import Choice, Selector
 from trainer import models, peers
 from trainer.chat import Chat
+from trainer.checkpoint import read_state
 from trainer.errors import UserError
 from trainer.types import Group
 
@@ -120,9 +121,25 @@ def in_chat_layout(candidates: Sequence[Candidates], options: argparse.Namespace
             f"note: {len(differ)} of {len(groups)} prompts read otherwise in the dump than in the chat template of {source.path} "
             f"(the first: {differ[0]}): another model's dump, or made with other data.apply_chat_template_kwargs (--set)"
         )
+    if source.checkpoint is not None and (note := far(groups, read_state(source.checkpoint)["step"])):
+        print(note)
     elsewhere = [row for found in candidates for row in found.rows]
     selector = Selector(config.actor_rollout_ref.actor.self_distillation, config.data.seed, elsewhere)
     yield from variants(wanted, groups, selector, chat)
+
+
+def far(groups: Sequence[tuple[Candidates, Group]], step: int) -> str | None:
+    """Return a note if rollouts were not sampled by the weights after `step`: a validation at that step, or training's next step."""
+    steps = [found.rows[0].get("rollout_step") for found, _ in groups]
+    known = sorted({s for s in steps if isinstance(s, int)})
+    others = sum(s not in (step, step + 1) for s in steps if isinstance(s, int))
+    if not others:
+        return None
+    return (
+        f"note: {others} of {len(groups)} groups were sampled by other weights than those of step {step} (their steps: {known[0]} to "
+        f"{known[-1]}), so what a teacher says of them is not what it said in training. The dumps that belong to this checkpoint are "
+        f"validation/NAME/{step}.jsonl, what run_eval_sdpo.sh leaves of it, and rollouts/NAME/{step + 1}.jsonl."
+    )
 
 
 def build(options: argparse.Namespace) -> None:

@@ -204,7 +204,7 @@ def notes(scored: Scored, sets: Mapping[str, Any], compared: Sequence[str]) -> l
     if not sets["mixed_paired"]["conditions"]:
         out.append(
             "mixed_paired is empty: no prompt has a success and a failure whose contexts have the sections of all compared conditions "
-            f"({', '.join(compared)}); --compare names fewer"
+            f"({', '.join(compared)}): more prompts, or fewer conditions by --compare"
         )
     return out
 

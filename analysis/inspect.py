@@ -31,6 +31,8 @@ from trainer.files import write_text
 def inspect(options: argparse.Namespace) -> Path:
     """Score a step and write its page; return where it is."""
     start = time.monotonic()
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told now
     run = view.find_run(options.run, options.set, options.rollouts)
     weights = view.find_weights(run, options.step, options.model, options.teacher_model)
     config = run.config

@@ -3,7 +3,7 @@
     python analysis/plot_teacher_metrics.py --input metrics.json --output-dir plots
 
 teacher_metrics_main: six metrics by condition. teacher_metrics_by_bucket: the same by difficulty.
-teacher_paired_differences: conditions minus `base` and each rung of the ladder minus the one below, on common prompts.
+teacher_paired_differences: conditions minus `base`, and what one peer more adds, on common prompts.
 Reads files of the published project as well; they have no paired differences.
 """
 
@@ -16,7 +16,6 @@ if __name__ == "__main__":
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -42,7 +41,12 @@ MAIN = (
     "random_peer",
     "verifier_score_ordered",
 )  # drawn unless asked otherwise; a file with no more conditions than these is drawn whole
-LADDER = (BASE, "solution", "solution+failure_solution", "solution+another_solution+failure_solution")
+STEPS = (
+    ("solution", "solution+another_solution"),
+    ("solution", "solution+failure_solution"),
+    ("solution+another_solution", "solution+another_solution+failure_solution"),
+    ("solution+failure_solution", "solution+another_solution+failure_solution"),
+)  # what one peer more adds
 PANELS = {
     "mean_spearman": ("Spearman, score and reward", 0.0),
     "mean_kendall_tau": ("Kendall's tau, score and reward", 0.0),
@@ -157,10 +161,9 @@ Found = dict[tuple[str, str], dict[tuple[str, str], Mapping[str, Any]]]  # (firs
 
 
 def found_pairs(rows: Sequence[Mapping[str, Any]], conditions: Sequence[str]) -> Found:
-    """Return the differences of `base` to `student`, of conditions to `base`, then of the ladder's steps; only pairs that have any."""
-    rungs = [name for name in LADDER if name in conditions]
+    """Return the differences of `base` to `student`, of conditions to `base`, then what one peer more adds; only pairs that have any."""
     pairs = [(STUDENT, BASE), *((BASE, name) for name in conditions if name not in (STUDENT, BASE))]
-    pairs += [pair for pair in pairwise(rungs) if pair not in pairs]
+    pairs += [(first, second) for first, second in STEPS if first in conditions and second in conditions]
     found: Found = {pair: {} for pair in pairs}
     for row in rows:
         if row["prompts"] and (row["first"], row["second"]) in found:

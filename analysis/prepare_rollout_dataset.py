@@ -109,7 +109,10 @@ def find_groups(files: Sequence[Path], threshold: float, *, by_step: bool, tally
     groups: dict[tuple, Members] = {}
     for number, file in enumerate(files):
         has_uid: bool | None = None
-        for where, row in read_jsonl(file, DUMP):
+        for where, row in read_jsonl(file):
+            if "response_text" in row and "output" not in row:
+                raise UserError(f"{where}: is a candidate response already (it has response_text): go on with build_context_variants.py.")
+            require(row, where, DUMP)
             if has_uid is None:
                 has_uid = "uid" in row
             if has_uid != ("uid" in row):

@@ -36,12 +36,12 @@ class Progress:
             lines = [json.loads(line) for line in whole.splitlines()]
             keys = [_key(row) for row in lines[1:]]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: is damaged, so what is scored already cannot be told: take it away to begin anew.") from None
+            raise UserError(f"{path}: is damaged, so what is scored already cannot be told: delete it to begin anew.") from None
         if lines:
             differ = [f"{name} was {lines[0].get(name)!r}" for name in settings if lines[0].get(name) != settings[name]]
             if differ:
                 raise UserError(
-                    f"{path} holds the scores of another scoring ({', '.join(differ)}): take it away to begin anew, or choose another "
+                    f"{path} holds the scores of another scoring ({', '.join(differ)}): delete it to begin anew, or choose another "
                     "--output."
                 )
         else:

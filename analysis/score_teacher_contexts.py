@@ -225,9 +225,10 @@ def _add(job: Job, out: Jobs, options: argparse.Namespace) -> None:
             return
         else:
             raise UserError(
-                f"{context.where}: context and response take {len(context.ids)} + {len(response)} tokens, more than --max-model-len "
-                f"{room}. Raise it, build the contexts with a smaller actor_rollout_ref.actor.self_distillation.max_reprompt_len, or leave "
-                "such rows out and count them with --skip-too-long. (The published script cut the question off: --legacy-contexts.)"
+                f"{context.where}: context and response take {len(context.ids)} + {len(response)} tokens, more than --max-model-len {room} "
+                "(default: the positions the model was made for). Build the contexts with a smaller "
+                "actor_rollout_ref.actor.self_distillation.max_reprompt_len, or leave such rows out and count them with --skip-too-long. "
+                "(The published script cut the question off: --legacy-contexts.)"
             )
     out.jobs.append(job)
 
@@ -337,12 +338,19 @@ def open_scorer(source: reader.Reader, weights: str, longest: int, options: argp
 def score(options: argparse.Namespace) -> None:
     """Score everything, going on where an earlier call stopped, and write the output, whole or not at all."""
     start = time.monotonic()
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output}: is there already. Choose another --output, or --overwrite.")
     source = reader.find(options.model, options.config_name, options.set)
     weights = reader.weights_of(source, options.teacher)
     trust = source.config.actor_rollout_ref.model.trust_remote_code
     model_config = models.resolve(source.path, "--model", trust_remote_code=trust).get_text_config()
     if options.max_model_len is None:
         options.max_model_len = PUBLISHED_LENGTH if options.legacy_contexts else model_config.max_position_embeddings
+    if options.max_model_len > model_config.max_position_embeddings:
+        print(
+            f"note: --max-model-len {options.max_model_len} is more than the {model_config.max_position_embeddings} positions the model "
+            "was made for: scores beyond them are those of a model out of its depth"
+        )
     command.resolve_device(options)
     settings = {
         "model": source.path,
@@ -360,7 +368,11 @@ def score(options: argparse.Namespace) -> None:
     progress = Progress(options.output.with_name(f"{options.output.name}.progress"), settings)
     if progress.found:
         print(f"going on: {progress.found} scores are in {progress.path}")
-    score_missing(todo, progress, source, options)
+    try:
+        score_missing(todo, progress, source, options)
+    except KeyboardInterrupt:
+        print(f"{len(progress.done)} of {len(todo.jobs)} scores are kept in {progress.path}; the same command goes on.", file=sys.stderr)
+        raise
     rows = [progress.done[job.key] for job in todo.jobs]
     write_jsonl(options.output, rows)
     progress.remove()
@@ -416,6 +428,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--variants", type=Path, required=True, help="context_variants.jsonl")
     parser.add_argument("--targets", type=Path, required=True, help="target_responses.jsonl, or candidates with --self-target-only")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help="even if the output is there already")
     reader.add_arguments(parser)
     parser.add_argument(
         "--teacher", choices=("ema", "student"), help="whose weights of a checkpoint; default: the EMA teacher's if it has one"

@@ -220,6 +220,8 @@ def work(options: argparse.Namespace) -> None:
     show(console, runs, results, ks)
     if len({tuple(run.groups) for run in runs}) > 1:
         console.print("The runs have different prompts: compare their means with care, or give --intersect-prompts.", highlight=False)
+    if options.task == "code" and all(row["without_program_ratio"] == 1 for row in results["per_prompt"]):
+        console.print("No response holds a program: nothing of --task code is defined. --task generic measures the texts.", highlight=False)
     sizes = {len(group.responses) for run in runs for group in run.groups.values()}
     if len(sizes) > 1:
         console.print(

@@ -57,10 +57,10 @@ override_from_here() {
 max() { local m=$1; for n in "$@"; do [ "$n" -le "$m" ] || m=$n; done; printf '%s' "$m"; }
 
 launch() {
-  local kind=$1 suffix="" overrides=() options=() argument flag set_flags="" preflight=false
+  local kind=$1 suffix="" overrides=() options=() argument flag set_flags="" preflight=false looking=()
   shift
   local script usage name=""
-  script=$(basename "$0") usage="usage: bash $(basename "$0") [suffix] [key=value ...] [--cfg | --preflight]     flags and keys: README.md"
+  script=$(basename "$0") usage="usage: bash $(basename "$0") [suffix] [key=value ...] [--cfg | --preflight [--prompts=N] [--out=FILE] [--in-process]]     flags and keys: README.md"
   CALLED_FROM=$PWD
   cd "$ROOT" || exit 2
   [ "$CALLED_FROM" = "$ROOT" ] || script=$(printf %q "$ROOT/$script")
@@ -72,6 +72,8 @@ launch() {
       -h | --help) say "$usage" && exit 0 ;;
       --cfg) options+=("$argument") ;;
       --preflight) preflight=true ;; # look at the run before it is started (docs/preflight.md)
+      --prompts=* | --in-process) looking+=("$argument") ;;
+      --out=*) looking+=("--out=$(out_here "${argument#*=}")") ;;
       -*) die "unknown option $argument; $usage" ;;
       trainer.experiment_name=*) name=${argument#*=} ;;
       *=*) overrides+=("$(override_from_here "$argument")") ;;
@@ -197,7 +199,8 @@ launch() {
     "$PYTHON" -m experiments.tiny.make "${made[@]}" || exit 2
   fi
   if $preflight && [ ${#options[@]} -eq 0 ]; then
-    exec "$PYTHON" -m analysis.preflight "${trainer[@]:3}" --out "$CALLED_FROM/preflight-$name.html"
+    exec "$PYTHON" -m analysis.preflight --out "$CALLED_FROM/preflight-$name.html" "${looking[@]}" "${trainer[@]:3}"
   fi
+  [ ${#looking[@]} -eq 0 ] || die "${looking[0]} goes with --preflight; $usage"
   exec "${trainer[@]}" "${options[@]}"
 }

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import build_context_variants, build_target_responses, conditions, prepare_rollout_dataset
-from analysis.groups import unflatten
+from analysis.groups import Candidates, unflatten
 from analysis.rows import read_jsonl as read_checked
 from tests.analysis_data import group, line, published_dumps, rollout, sample, write_lines
 from tests.tools import ROOT, distill, in_process, overrides
@@ -263,6 +263,18 @@ def test_contexts_are_those_training_showed(trained, guessing_model, tmp_path):
     chat = load_chat(str(guessing_model), {})
     for row in of(variants, "base"):
         assert chat.decode(chat.encode(row["assembled_context_text"])) == dumped[row["response_id"]]["input"]
+
+
+def test_rollouts_of_other_weights_are_told():
+    def groups(*steps):
+        return [(Candidates("x.jsonl:1", [{"rollout_step": step}]), None) for step in steps]
+
+    assert build_context_variants.far(groups(20, 21, None), 20) is None
+    told = build_context_variants.far(groups(1, 20, 40), 20)
+    assert (
+        "2 of 3 groups were sampled by other weights than those of step 20 (their steps: 1 to 40)" in told
+        and "rollouts/NAME/21.jsonl" in told
+    )
 
 
 def test_every_condition_stands_in_the_frame_within_the_budget(shared_data, random_model, tmp_path, capsys):

@@ -45,7 +45,7 @@ def arguments(folder: Path, model: Path, *more) -> list[str]:
 
 def score(folder: Path, model: Path, *more) -> list[dict]:
     given_arguments = arguments(folder, model, *more)
-    assert score_teacher_contexts.main(given_arguments) == 0
+    assert score_teacher_contexts.main([*given_arguments, "--overwrite"]) == 0
     return read_jsonl(Path(given_arguments[given_arguments.index("--output") + 1]))
 
 
@@ -392,6 +392,15 @@ def test_a_response_is_shown_where_its_text_is_and_not_where_its_feedback_is(ran
             row["condition"] == "solution" and text in variants[row["variant_id"]]["assembled_context_text"]
         )
     assert any(row["target_in_context"] for row in rows)
+
+
+def test_a_finished_file_is_not_written_over(random_model, tmp_path, capsys):
+    write_jsonl(tmp_path / "dumps" / "1.jsonl", group("5", 1, [1, 0]))
+    folder = contexts(tmp_path / "out", tmp_path / "dumps", random_model)
+    (folder / "scores.jsonl").write_text("mine\n")
+    assert score_teacher_contexts.main(arguments(folder, random_model)) == 2
+    assert "is there already. Choose another --output, or --overwrite" in capsys.readouterr().err
+    assert (folder / "scores.jsonl").read_text() == "mine\n"
 
 
 def test_damaged_progress_is_named(random_model, tmp_path, capsys):

@@ -151,6 +151,10 @@ def test_arguments_in_any_order_and_over_flags():
 def test_preflight_gets_the_arguments_of_the_run():
     refused = launch("run_eval_sdpo.sh", "mine", "--preflight", **REAL)
     assert refused.returncode == 2 and "trainer.val_only=True: such a run trains nothing" in refused.stderr
+    none = launch("run_local_sdpo.sh", "--preflight", "--prompts=0", **REAL)
+    assert none.returncode == 2 and "--prompts 0: must be at least 1" in none.stderr
+    alone = launch("run_local_sdpo.sh", "--prompts=8", MODEL_PATH="nowhere", DATA_PATH="nowhere")
+    assert alone.returncode == 2 and "--prompts=8 goes with --preflight" in alone.stderr
 
 
 @pytest.mark.slow

@@ -444,11 +444,11 @@ def test_through_ray_as_a_user_types_it_the_numbers_are_the_same(flown, run_of, 
 
 
 def test_a_run_keeps_its_own_logs(flown, run_of):
-    logs = run_of[1] / "run" / "logs"
-    assert [path.name for path in logs.iterdir()] == ["preflight"]
-    assert not (logs / "preflight" / "tensorboard").exists()
-    assert read_jsonl(logs / "preflight" / "metrics.jsonl") == []
-    assert [path.name for path in (run_of[1] / "run").iterdir() if path.name != "rollouts"] == ["logs"]
+    run = run_of[1] / "run"
+    assert not (run / "logs").exists()  # or the run would find an earlier one's
+    assert not (run / "logs-preflight" / "tensorboard").exists()
+    assert read_jsonl(run / "logs-preflight" / "metrics.jsonl") == []
+    assert [path.name for path in run.iterdir() if path.name != "rollouts"] == ["logs-preflight"]
 
 
 def test_a_base_model_that_never_passes(random_model, chains_data, tmp_path):

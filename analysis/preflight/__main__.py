@@ -38,6 +38,7 @@ def preflight(options: argparse.Namespace) -> None:
     if out.suffix == ".json" or out.is_dir():
         raise UserError(f"--out {options.out}: must be a file for the page, such as preflight.html; its numbers go beside it as .json.")
     config = config_module.load(options.config_name, options.overrides)
+    out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told now
     if config.trainer.val_only:
         raise UserError("trainer.val_only=True: such a run trains nothing, so there is nothing to look at before it.")
 
@@ -49,7 +50,7 @@ def preflight(options: argparse.Namespace) -> None:
     from analysis.preflight import page, verdicts
 
     # its own log folder and no sinks: the run's stay as they are
-    trainer = replace(prepared.config.trainer, logger=[], log_dir=str(Path(config.trainer.log_dir) / "preflight"))
+    trainer = replace(prepared.config.trainer, logger=[], log_dir=f"{config.trainer.log_dir.rstrip('/')}-preflight")
     prepared = replace(prepared, config=replace(prepared.config, trainer=trainer))
     try:
         found = examine(prepared, options.prompts, display, in_process=options.in_process)

@@ -136,7 +136,8 @@ def _cost(found: dict[str, Any]) -> Section:
     rows.append(["a step", f"{time['step']:.2f} s"])
     rows += [[f"... {name}", f"{seconds:.2f} s"] for name, seconds in time["seconds"].items()]
     rows += [[f"... ... {name}", f"{seconds:.2f} s"] for name, seconds in time["update"].items() if seconds]
-    rows.append([f"{time['total_steps']} steps", f"{time['hours']:.2f} h"])
+    total = f"{time['hours']:.1f} h" if time["hours"] >= 1 else f"{60 * time['hours']:.1f} min"
+    rows.append([f"{time['total_steps']} steps", total])
     scaled = f", scaled up {time['scaled_by']:.1f} times" if time["scaled_by"] != 1 else ""
     note = f"From {time['steps_measured']} step(s) at a learning rate of 0{scaled}; validation and checkpoints come on top."
     if time["overlap"]:
@@ -202,7 +203,7 @@ table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem 1
 ul.verdicts { list-style: none; padding: 0; } ul.verdicts li { margin: .5rem 0; } ul.verdicts b { font-weight: 600; }
 .bar { display: flex; height: 1.2rem; margin: .5rem 0; } .bar span { display: block; }
 svg { display: block; margin: .5rem 0; max-width: 100%; } svg text { fill: var(--ink); font-size: 12px; } svg line { stroke: var(--line); }
-svg .range { stroke: var(--bar); stroke-width: 3; } svg circle { fill: var(--bar); }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; } svg .range { stroke: var(--bar); stroke-width: 3; } svg circle { fill: var(--bar); }
 """
 
 
@@ -223,13 +224,14 @@ def html(found: dict[str, Any]) -> str:
             parts.append(_dots(found["teacher"]["auc"]))
         parts.append(_table(section))
         parts.append(f'<p class="dim">{escape(section.note.strip())}</p>')
+    command = shlex.join(["python", "-m", "analysis.preflight", *found["run"]["arguments"]])
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>pre-flight: {escape(found["run"]["experiment"])}</title><style>{STYLE}</style></head><body>
 <h1>Pre-flight</h1><p>{escape(_heading(found))}</p>
 <p class="overall {grade}">{escape(OVERALL[grade])}</p><ul class="verdicts">{verdicts}</ul>{notices}
 {"".join(parts)}
-<p class="dim">{escape(shlex.join(["python", "-m", "analysis.preflight", *found["run"]["arguments"]]))}</p>
+<details><summary>The command</summary><pre>{escape(command)}</pre></details>
 </body></html>
 """
 

@@ -36,7 +36,8 @@ _EASIER = (
     "data.max_response_length if many are cut"
 )
 _HARDER = "harder prompts, without those that the base model always solves"
-_CONTEXT = "other peers (include_* keys; compare the AUC by context), or a stronger teacher (actor_rollout_ref.ref.model.path)"
+_DISTILL = "actor_rollout_ref.actor.self_distillation"
+_CONTEXT = f"other peers ({_DISTILL}.include_...; compare the AUC by context), or a stronger teacher (actor_rollout_ref.ref.model.path)"
 
 THRESHOLDS = (
     Threshold("all_fail", "above", 0.5, "care", "{value} of groups are all-fail: most steps teach little", _EASIER),
@@ -101,7 +102,7 @@ THRESHOLDS = (
         0.25,
         "care",
         "{value} of teacher prompts had peers cut or dropped to fit",
-        "a larger self_distillation.max_reprompt_len, or fewer peers",
+        f"a larger {_DISTILL}.max_reprompt_len, or fewer peers",
     ),
     Threshold(
         "teacher_groups",
@@ -128,7 +129,8 @@ THRESHOLDS = (
         0.5,
         "care",
         "{value} of the teacher's advantage is the peers' final answers: it knows the answer more than the way to it",
-        "remove_thinking_from_demonstration=False, or data whose peers show their work",
+        "training on peers whose way counts, not their answer: a task with longer solutions, "
+        f"and where the model thinks {_DISTILL}.remove_thinking_from_demonstration=False",
     ),
     Threshold(
         "memory_share",
