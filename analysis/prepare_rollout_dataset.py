@@ -85,13 +85,10 @@ def input_files(given: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for name in given:
         path = Path(name)
-        matches = (
-            [path]
-            if path.is_file()
-            else (file for file in path.rglob("*.jsonl") if file.name not in WRITTEN)
-            if path.is_dir()
-            else map(Path, glob.glob(name, recursive=True))
-        )
+        if path.is_dir():
+            matches = [file for file in path.rglob("*.jsonl") if file.name not in WRITTEN]
+        else:
+            matches = [path] if path.is_file() else [Path(match) for match in glob.glob(name, recursive=True)]
         files = sorted((file for file in matches if file.is_file()), key=_natural)
         if not files:
             raise UserError(f"--input {name}: no file is there that it names (a file, a folder with *.jsonl in it, or a glob pattern).")
