@@ -129,8 +129,8 @@ THRESHOLDS = (
         0.5,
         "care",
         "{value} of the teacher's advantage is the peers' final answers: it knows the answer more than the way to it",
-        "training on peers whose way counts, not their answer: a task with longer solutions, "
-        f"and where the model thinks {_DISTILL}.remove_thinking_from_demonstration=False",
+        f"peers that show their work (where the model thinks: {_DISTILL}.remove_thinking_from_demonstration=False); a run can learn "
+        "all the same",
     ),
     Threshold(
         "memory_share",
