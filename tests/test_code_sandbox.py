@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -41,8 +43,8 @@ WALLS = {
 }
 
 
-def judge(kind: str, program: str, **info):
-    tests = json.dumps({**TESTS[kind], "testtype": kind, "time_limit": 0.25})
+def judge(kind: str, program: str, *, seconds: float = 0.25, **info):
+    tests = json.dumps({**TESTS[kind], "testtype": kind, "time_limit": seconds})
     return verify("livecodebench", f"```python\n{program}\n```", tests, info)
 
 
@@ -86,6 +88,24 @@ def walls(request, monkeypatch, readable_host):
     sandbox.close()
 
 
+WATCH = """
+import host, os, socket, subprocess, sys, types
+near, _ = socket.socketpair()
+states = set(sys.argv[1].split(","))
+child = subprocess.Popen(["sleep", "1.6"])
+self = types.SimpleNamespace(control=near, _usage=lambda limit: (0.0, 0, states))
+print(host.Host._watch(self, child.pid, {"cpu": 0.25, "memory": 1 << 30})[0])
+"""
+
+
+@pytest.mark.parametrize(("states", "killed"), [("D", None), ("D,Z", None), ("R", None), ("S", "time"), ("D,S", "time")])
+def test_waiting_for_a_disk_is_not_a_programs_fault(states, killed):
+    """Over its limit of 0.25 s by waiting 1.6 s: for a disk, for a core, asleep, and for a vfork's child that sleeps."""
+    folder = Path(code.__file__).parent / "sandbox"
+    said = subprocess.run([sys.executable, "-c", WATCH, states], cwd=folder, capture_output=True, text=True, check=True)
+    assert said.stdout == f"{killed}\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("walls", WALLS, indirect=True)
 def test_hostile_programs(walls, trap, monkeypatch):
@@ -95,7 +115,8 @@ def test_hostile_programs(walls, trap, monkeypatch):
     before, wrong = descendants(), []
     for kind, name, wanted, text in CORPUS:
         program = text.replace("{SECRET}", str(trap / "secret")).replace("{CANARY}", str(trap))
-        verdict = judge(kind, program, feedback_tests="all", code_memory=256)
+        seconds = 2.0 if name == "deep folders" else 0.25  # making them takes 0.2 s of CPU on a slow disk, and time is not its point
+        verdict = judge(kind, program, seconds=seconds, feedback_tests="all", code_memory=256)
         if verdict.outcome not in wanted:
             wrong.append(f"{kind}: {name}: {verdict.outcome}, not {'/'.join(wanted)}: {verdict.feedback}")
         if SECRET in verdict.pred + verdict.feedback:

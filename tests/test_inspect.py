@@ -292,6 +292,16 @@ def test_everything_works_by_keys(browser, html):
     browser.press("j")  # the dialog keeps the keys
     browser.press(Keys.ESCAPE)
     assert not browser.find("#keys").is_displayed() and browser.run("return document.body.dataset.shown") == "0/0"
+
+    groups = browser.run("return JSON.parse(document.getElementById('page').textContent).groups")
+    moved = sorted((-abs(one["mean"]), g, r) for g, group in enumerate(groups) for r, one in enumerate(group["rollouts"]))
+    for _, g, r in moved[:2]:
+        browser.press("m")
+        browser.wait_for(f"{g}/{r}")
+    ratios = browser.run("return [...document.querySelectorAll('.token')].map((token) => Math.abs(token.dataset.ratio))")
+    for place in sorted(range(len(ratios)), key=lambda i: -ratios[i])[:2]:
+        browser.press("s")
+        assert browser.run("return document.querySelector('.token[aria-selected=true]').dataset.token") == str(place)
     assert browser.complaints() == []
 
 

@@ -26,7 +26,7 @@ import isolation
 import program
 
 TICK = 0.02  # seconds between two looks at what a program uses
-DISK = 1.0  # seconds a program may wait for a disk in all; a vfork without end looks the same
+DISK = 1.0  # seconds a program may wait for a disk in all while another of its processes sleeps: a vfork without end looks the same
 BOX = "mopd-box-"  # how the folders of hosts without a file view begin
 PAGE, HERTZ = resource.getpagesize(), os.sysconf("SC_CLK_TCK")
 # Imported once here, so that a program's import of them is a look-up. What makes a fork slower (numpy: 0.5 ms) is
@@ -217,7 +217,7 @@ class Host:
         """Wait for the first child; return why it was killed, if it was, and the CPU seconds of all.
 
         A program's time is the CPU it used plus the time in which none of its threads wanted to run: what it waits for a
-        core on a loaded machine is not its fault, what it sleeps is.
+        core or a disk on a loaded machine is not its fault, what it sleeps is.
         """
         handle = os.pidfd_open(first)
         poll = select.poll()
@@ -230,7 +230,7 @@ class Host:
                 used, memory, states = self._usage(limits["memory"])
                 now = time.monotonic()
                 if "R" not in states and used <= cpu:
-                    waits = "D" in states and disk < DISK
+                    waits = "D" in states and (states <= {"D", "Z"} or disk < DISK)
                     disk, idle = (disk + now - last, idle) if waits else (disk, idle + now - last)
                 cpu, last = max(cpu, used), now
                 if memory > limits["memory"]:
