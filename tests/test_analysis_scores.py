@@ -394,9 +394,14 @@ def test_a_response_is_shown_where_its_text_is_and_not_where_its_feedback_is(ran
     assert any(row["target_in_context"] for row in rows)
 
 
-def test_a_finished_file_is_not_written_over(random_model, tmp_path, capsys):
+def of_two(tmp_path: Path, model: Path) -> Path:
+    """Return a folder ready for scoring, with one group of a success and a failure."""
     write_jsonl(tmp_path / "dumps" / "1.jsonl", group("5", 1, [1, 0]))
-    folder = contexts(tmp_path / "out", tmp_path / "dumps", random_model)
+    return contexts(tmp_path / "out", tmp_path / "dumps", model)
+
+
+def test_a_finished_file_is_not_written_over(random_model, tmp_path, capsys):
+    folder = of_two(tmp_path, random_model)
     (folder / "scores.jsonl").write_text("mine\n")
     assert score_teacher_contexts.main(arguments(folder, random_model)) == 2
     assert "is there already. Choose another --output, or --overwrite" in capsys.readouterr().err
@@ -404,8 +409,7 @@ def test_a_finished_file_is_not_written_over(random_model, tmp_path, capsys):
 
 
 def test_damaged_progress_is_named(random_model, tmp_path, capsys):
-    write_jsonl(tmp_path / "dumps" / "1.jsonl", group("5", 1, [1, 0]))
-    folder = contexts(tmp_path / "out", tmp_path / "dumps", random_model)
+    folder = of_two(tmp_path, random_model)
     (folder / "scores.jsonl.progress").write_text("garbage\n")
     assert score_teacher_contexts.main(arguments(folder, random_model)) == 2
     assert "scores.jsonl.progress: is damaged" in capsys.readouterr().err
