@@ -172,34 +172,29 @@ def found_pairs(rows: Sequence[Mapping[str, Any]], conditions: Sequence[str]) ->
 
 
 def difference_figure(found: Found, title: str) -> Figure:
-    """Draw the paired differences of both scores, the first pair on top; higher is better in all panels."""
+    """Draw the paired differences, a row of panels for each score (their sizes differ), the first pair on top; higher is better."""
     metrics = ("success_auc", "pairwise_accuracy", "mean_spearman")
-    figure, grid = pyplot.subplots(1, len(metrics), figsize=(15, 2 + 0.45 * len(found)), sharey=True, layout="constrained")
-    for axes, metric in zip(grid, metrics, strict=True):
-        for y, differences in enumerate(found.values()):
-            for (score, (colour, marker, _)), shift in zip(SCORES.items(), (-0.17, 0.17), strict=True):
-                row = differences.get((metric, score))
-                if row is None:
+    scores = [score for score in SCORES if any(key[1] == score for differences in found.values() for key in differences)]
+    size = (15, 1.6 + 0.36 * len(found) * len(scores))
+    figure, grid = pyplot.subplots(len(scores), len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for score, panels in zip(scores, grid, strict=True):
+        colour, marker, label = SCORES[score]
+        for axes, metric in zip(panels, metrics, strict=True):
+            for y, differences in enumerate(found.values()):
+                if (row := differences.get((metric, score))) is None:
                     continue
                 low, high = row["ci"]
                 if low is not None:
-                    axes.plot([low, high], [y + shift] * 2, color=colour, linewidth=1.4)
-                axes.plot(
-                    row["mean_difference"], y + shift, marker, color=colour, markersize=5, markerfacecolor="white" if shift > 0 else colour
-                )
+                    axes.plot([low, high], [y, y], color=colour, linewidth=1.4)
+                axes.plot(row["mean_difference"], y, marker, color=colour, markersize=5)
                 p = "" if row["sign_test_p"] is None else f", p {row['sign_test_p']:.1g}"
-                _beside(axes, y + shift, f"n {row['prompts']}{p}", fontsize="xx-small", color=colour)
-        axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axes.set_title(PANELS[metric][0], fontsize="small")
-        axes.set_yticks(range(len(found)), [f"{second}\nminus {first}" for first, second in found], fontsize="x-small")
-        axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.tick_params(axis="x", labelsize="x-small")
-        axes.spines[["top", "right"]].set_visible(False)
-    handles = [
-        Line2D([], [], color=colour, marker=marker, markerfacecolor=colour if score == "teacher" else "white", label=label)
-        for score, (colour, marker, label) in SCORES.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+                _beside(axes, y, f"n {row['prompts']}{p}", fontsize="xx-small", color=colour)
+            axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+            axes.set_title(f"{label}:\n{PANELS[metric][0]}", fontsize="small")
+            axes.set_yticks(range(len(found)), [f"{second}\nminus {first}" for first, second in found], fontsize="x-small")
+            axes.set_ylim(len(found) - 0.4, -0.6)
+            axes.tick_params(axis="x", labelsize="x-small")
+            axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{title}\npaired differences on the prompts where both conditions define the metric (n); 95 % interval; p of the sign test",
         fontsize="medium",
