@@ -146,6 +146,12 @@ def test_as_many_prompts_of_each_bucket_as_there_are(scores, most):
         assert taken[bucket] == count or taken[bucket] >= max(taken.values()) - 1
 
 
+def test_partly_right_responses_are_told(tmp_path, capsys):
+    write_jsonl(tmp_path / "1.jsonl", group("5", 1, [0.49, 0.5, 0.9, 1]))
+    prepare(tmp_path / "out", "--input", tmp_path / "1.jsonl")
+    assert "note: 2 rewards lie between 0.5" in capsys.readouterr().out
+
+
 def test_every_bucket_gives_its_share():
     scores = [[0, 0]] * 6 + [[1, 0]] * 6
     groups = [
