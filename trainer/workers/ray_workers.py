@@ -46,7 +46,7 @@ class RayWorkers(Workers):
         apart, ranks = self.split or not trains, len(bundles)
         if apart:
             bundles += [{"GPU": float(self.tensor_parallel), "CPU": 1.0} if gpu else {"CPU": 1.0}] * engines
-        _start_ray(sum(bundle.get("GPU", 0.0) for bundle in bundles), cpus=len(bundles) + self.world_size)
+        start_ray(sum(bundle.get("GPU", 0.0) for bundle in bundles), cpus=len(bundles) + self.world_size)
         try:
             self.group = placement_group(bundles, strategy="PACK")
             ray.get(self.group.ready())
@@ -153,11 +153,12 @@ class RayWorkers(Workers):
         ray.shutdown()
 
 
-def _start_ray(gpus: float, cpus: int) -> None:
+def start_ray(gpus: float, cpus: int) -> None:
     """Start Ray here, or join the cluster RAY_ADDRESS names. Raises UserError if the cluster has fewer GPUs."""
     address = os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error is reported; the others follow from it
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets verified programs take the cores from ranks and engines
     try:
         ray.init(
             address=address or "local",  # never a cluster that happens to be found
