@@ -16,9 +16,12 @@ if [ "${1:-}" != fast ] && ! command -v chromedriver >/dev/null 2>&1 && [ "$(id 
   (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver) \
     >/dev/null 2>&1 || say "chromium could not be installed: the browser tests are left out, and say so"
 fi
-SHARED=(-n 4 --dist load --maxschedchunk 1) # more than two cores: a run of Ray's waits a third of its time
+SHARED=(-n logical --maxprocesses 4 --dist load --maxschedchunk 1)
 if [ "${1:-}" = fast ]; then
   shift
   exec "$PYTHON" -m pytest "${SHARED[@]}" -m "not slow" "$@"
+fi
+if [ $# -eq 0 ]; then # the embedded default's base model, once: here with all cores, in its test with one
+  "$PYTHON" -m experiments.tiny.make --models models --datasets datasets
 fi
 exec "$PYTHON" -m pytest "${SHARED[@]}" "$@"

@@ -3,7 +3,7 @@
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    # test processes side by side, and all they start, keep to cores of their own, or share one: before torch counts them
+    # test processes side by side, and all they start, keep to cores of their own: before torch counts them
     order, of = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     there = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, there[order::of] or {there[order % len(there)]})
