@@ -38,6 +38,7 @@ EXTRA = ("messages", "response_ids", "finished", "outcome", "data_source", "roll
 BUCKETS = (("easy", 4), ("medium", 1), ("hard", 0))  # name, successes needed
 WRITTEN = ("candidate_responses.jsonl", "evidence_items.jsonl")
 FALLBACK = 300  # characters of a response that stand for a summary where there is none
+PUBLISHED_THRESHOLD = 0.5  # the reward from which the published training shows a response as a success
 _SUMMARY = re.compile(r"<summary>(.*?)</summary>", re.DOTALL | re.IGNORECASE)
 
 
@@ -117,7 +118,7 @@ def find_groups(files: Sequence[Path], threshold: float, *, by_step: bool, tally
             if row.get("outcome") == "error":  # the verifier failed: that says nothing of the response
                 tally.judge_errors += 1
                 continue
-            tally.partly_right += 0.5 <= row["score"] < threshold
+            tally.partly_right += PUBLISHED_THRESHOLD <= row["score"] < threshold
             key, uid, suffix = _group_of(row, where, number, by_step)
             members = groups.setdefault(key, Members(uid, suffix))
             k = row["rollout_index"] if has_uid else len(members.places)
@@ -330,8 +331,8 @@ def _say(total: Row, tally: Tally, options: argparse.Namespace) -> None:
         (several, "prompts mix responses of several steps, so of several policies; --by-step keeps them apart"),
         (
             tally.partly_right,
-            "rewards lie between 0.5, where training's success_reward_threshold stands, and --success-threshold "
-            f"{options.success_threshold:g}: failures here, successes there",
+            f"rewards lie from {PUBLISHED_THRESHOLD:g} up to --success-threshold {options.success_threshold:g}: failures here, "
+            f"successes in a run with success_reward_threshold={PUBLISHED_THRESHOLD:g} (the published default)",
         ),
     ]
     for count, note in notes:

@@ -123,7 +123,7 @@ def test_what_cannot_be_compared_is_left_out_and_counted(tmp_path, capsys):
     write_jsonl(tmp_path / "1.jsonl", rows)
     assert {row["uid"] for row in prepare(tmp_path / "out", "--input", tmp_path)} == {"two"}
     said = capsys.readouterr().out
-    for note in ("1 prompts have fewer than 2", "2 responses could not be judged", "1 rewards lie between", "no response is a success"):
+    for note in ("1 prompts have fewer than 2", "2 responses could not be judged", "1 rewards lie from 0.5", "no response is a success"):
         assert note in said
     total = json.loads((tmp_path / "out" / "dataset_summary.json").read_text())["aggregate"]
     assert (total["prompts_left_out_too_few_responses"], total["responses_left_out_judge_error"], total["prompt_count"]) == (1, 2, 1)
@@ -149,7 +149,7 @@ def test_as_many_prompts_of_each_bucket_as_there_are(scores, most):
 def test_partly_right_responses_are_told(tmp_path, capsys):
     write_jsonl(tmp_path / "1.jsonl", group("5", 1, [0.49, 0.5, 0.9, 1]))
     prepare(tmp_path / "out", "--input", tmp_path / "1.jsonl")
-    assert "note: 2 rewards lie between 0.5" in capsys.readouterr().out
+    assert "note: 2 rewards lie from 0.5 up to --success-threshold 1: failures here" in capsys.readouterr().out
 
 
 def test_every_bucket_gives_its_share():
