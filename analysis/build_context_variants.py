@@ -99,7 +99,7 @@ def _kept(peer: peers.Peer, prompt: peers.TeacherPrompt) -> bool:
 
 def in_chat_layout(candidates: Sequence[Candidates], options: argparse.Namespace, wanted: Sequence[Condition]) -> Iterator[Row]:
     """Yield the rows in the chat layout of `--model`; say what cannot be, or is not, as training would show it."""
-    source = reader.find(options.model, options.config_name, options.set)
+    source = reader.find(options.model, options.config_name, options.set, options.settings)
     config = source.config
     models.resolve(source.path, "--model", trust_remote_code=config.actor_rollout_ref.model.trust_remote_code)
     chat = models.load_chat(

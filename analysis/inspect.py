@@ -19,7 +19,7 @@ import time
 
 import torch
 
-from analysis import command, view
+from analysis import command, runs, view
 from analysis.page import Page
 from analysis.scoring import load_lm
 from data.writing import shown
@@ -33,7 +33,7 @@ def inspect(options: argparse.Namespace) -> Path:
     start = time.monotonic()
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told now
-    run = view.find_run(options.run, options.set, options.rollouts)
+    run = runs.find_run(options.run, options.set, options.rollouts)
     weights = view.find_weights(run, options.step, options.model, options.teacher_model)
     config = run.config
     trust, template = config.actor_rollout_ref.model.trust_remote_code, config.data.apply_chat_template_kwargs

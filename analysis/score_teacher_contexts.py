@@ -340,7 +340,7 @@ def score(options: argparse.Namespace) -> None:
     start = time.monotonic()
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output}: is there already. Choose another --output, or --overwrite.")
-    source = reader.find(options.model, options.config_name, options.set)
+    source = reader.find(options.model, options.config_name, options.set, options.settings)
     weights = reader.weights_of(source, options.teacher)
     trust = source.config.actor_rollout_ref.model.trust_remote_code
     model_config = models.resolve(source.path, "--model", trust_remote_code=trust).get_text_config()

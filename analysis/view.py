@@ -11,20 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from analysis import reader
+from analysis import reader, runs
 from analysis.groups import messages_of
 from analysis.reader import Reader
 from analysis.rows import Fields, Row, read_jsonl, require
+from analysis.runs import Run
 from analysis.scoring import ForestScorer, Pair
-from trainer import config as config_module
 from trainer import forest, fused, peers
 from trainer.attention import plan_attention
 from trainer.chat import Chat
-from trainer.checkpoint import PREFIX, Checkpoints, fault_in, read_state
-from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.fused import Head
 from trainer.peers import PeerContext, TeacherPrompt
@@ -46,17 +43,6 @@ DUMPED: Fields = {
     "feedback": str,
     "peers": list,
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run on disk: `rollouts` holds STEP.jsonl, `checkpoints` global_step_N; `checkpoint` is the one named outright, if any."""
-
-    name: str
-    config: Config
-    rollouts: Path
-    checkpoints: Path
-    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -118,45 +104,7 @@ class Step:
     notes: tuple[str, ...] = field(default=())
 
 
-# ---- the run, its step and its weights
-
-
-def find_run(run: str, overrides: Sequence[str] = (), rollouts: Path | None = None) -> Run:
-    """Return the run of a name (logs/NAME/config.yaml) or of a folder of checkpoints (its trainer.json).
-
-    Args:
-        overrides: settings that win over the run's own, as for training.
-        rollouts: where its dumps are, if no longer where the settings say.
-
-    Raises UserError if there is no such run, naming those that are there.
-    """
-    log = Path("logs") / run / "config.yaml"
-    if log.is_file():
-        config = _settings(OmegaConf.to_container(OmegaConf.load(log)), overrides)
-        beside = {"rollouts": Path("rollouts") / run, "checkpoints": Path("checkpoints") / run}
-        checkpoint = None
-    elif Path(run).is_dir():
-        folder = Path(run).resolve()
-        checkpoint = folder if (folder / "trainer.json").is_file() else None
-        newest = checkpoint or Checkpoints(folder, keep=1).latest_whole()[0]
-        if newest is None:
-            raise UserError(f"{run}: this folder holds no whole checkpoint (global_step_N), so it is no run's folder of checkpoints.")
-        config = _settings(read_state(newest)["config"], overrides)
-        beside = {"rollouts": newest.parent.parent.parent / "rollouts" / newest.parent.name, "checkpoints": newest.parent}
-    else:
-        known = sorted(path.parent.name for path in Path("logs").glob("*/config.yaml"))
-        raise UserError(
-            f"{run}: no run of this name (logs/{run}/config.yaml) and no folder of checkpoints here. "
-            + (f"Runs in logs/: {', '.join(known)}." if known else "logs/ holds no run: start this where the run was started.")
-        )
-    held = Path(config.trainer.rollout_data_dir), Path(config.trainer.default_local_dir)
-    places = [path if path.is_dir() else other for path, other in zip(held, beside.values(), strict=True)]
-    places[1] = places[1] if checkpoint is None else checkpoint.parent
-    return Run(config.trainer.experiment_name, config, rollouts or places[0], places[1], checkpoint)
-
-
-def _settings(recorded: dict, overrides: Sequence[str]) -> Config:
-    return config_module.typed(config_module.compose_recorded(recorded, "sdpo", list(overrides)))
+# ---- the step and the weights
 
 
 def find_weights(run: Run, step: int, model: str | None = None, teacher_model: str | None = None) -> Weights:
@@ -194,17 +142,12 @@ def find_weights(run: Run, step: int, model: str | None = None, teacher_model: s
 def _nearest(run: Run, step: int) -> tuple[Reader, str]:
     """Return the checkpoint whose weights are nearest to those that sampled a step, and what it is, in words."""
     sampled_by, initial = step - 1, run.config.actor_rollout_ref.model.path
-    found = {int(f.name[len(PREFIX) :]): f for f in run.checkpoints.glob(f"{PREFIX}*") if f.name[len(PREFIX) :].isdigit()}
-    whole = {number: folder for number, folder in found.items() if fault_in(folder) is None}
-    if run.checkpoint is not None:
-        whole = {read_state(run.checkpoint)["step"]: run.checkpoint}
-    elif Path(initial, "config.json").is_file() and (whole or sampled_by == 0):
-        whole[0] = Path(initial)
-    if not whole:
-        broken = f" ({', '.join(f'{found[n].name}: {fault_in(found[n])}' for n in sorted(found))})" if found else ""
+    whole = run.weights()
+    if not whole or (set(whole) == {0} and sampled_by):  # the weights it began with are near its first step alone
         raise UserError(
-            f"{run.checkpoints}: no whole checkpoint of the run {run.name!r} is there{broken}, so there are no weights near step {step}. "
-            f"--model FOLDER says which weights score; the run began with {initial}. (trainer.save_freq={run.config.trainer.save_freq}.)"
+            f"{run.checkpoints}: no whole checkpoint of the run {run.name!r} is there{run.broken()}, so there are no weights near step "
+            f"{step}. --model FOLDER says which weights score; the run began with {initial}. "
+            f"(trainer.save_freq={run.config.trainer.save_freq}.)"
         )
     number = min(whole, key=lambda n: (abs(n - sampled_by), n))
     what = "the weights the run began with" if number == 0 and whole[0] == Path(initial) else str(whole[number])
@@ -223,8 +166,10 @@ def read_step(run: Run, step: int, chat: Chat, prompts: int | None = None) -> St
     """
     path = run.rollouts / f"{step}.jsonl"
     if not path.is_file():
-        there = sorted(int(file.stem) for file in run.rollouts.glob("*.jsonl") if file.stem.isdigit())
-        held = f"it holds steps {_ranges(there)}" if there else "it holds no step" if run.rollouts.is_dir() else "there is no such folder"
+        there = runs.dumped(run.rollouts)
+        held = (
+            f"it holds steps {runs.ranges(there)}" if there else "it holds no step" if run.rollouts.is_dir() else "there is no such folder"
+        )
         raise UserError(f"{path}: step {step} was not dumped; {held}.")
     by_prompt: dict[str, list[tuple[str, Row]]] = {}
     for where, row in read_jsonl(path):
@@ -291,17 +236,6 @@ def _check_peers(rows: Sequence[tuple[str, Row]], contexts: Sequence[PeerContext
                 f"{where}: the teacher of this rollout was shown {named[0]}; with the run's settings it is {named[1]}. The settings have "
                 "changed since that step: --set key=value gives those it was trained with (include_*, num_*_peers, data.seed...)."
             )
-
-
-def _ranges(steps: Sequence[int]) -> str:
-    """Return 1, 2, 3, 7 as "1-3, 7"."""
-    runs: list[list[int]] = []
-    for step in steps:
-        if runs and step == runs[-1][1] + 1:
-            runs[-1][1] = step
-        else:
-            runs.append([step, step])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 # ---- what is scored

@@ -15,7 +15,7 @@ import torch
 
 from analysis import inspect as command
 from analysis import page as pages
-from analysis import view
+from analysis import runs, view
 from analysis.scoring import load_average
 from tests.tools import ROOT, group, in_process, overrides
 from trainer import config, peers
@@ -212,7 +212,7 @@ def test_the_page_shows_what_forward_passes_say(browser, loud, trained, student)
         shown = [Peer(p["role"], p["rollout_index"], rows[g * 6 + p["rollout_index"]]["output"]) for p in row["peers"]]
         kept = [peer for place, peer in enumerate(shown) if place != k]
         context = PeerContext(r, tuple(p for p in kept if p.role != "failure"), tuple(p for p in kept if p.role == "failure"))
-        distill = view.find_run(str(trained[0] / "checkpoints" / "tried")).config.actor_rollout_ref.actor.self_distillation
+        distill = runs.find_run(str(trained[0] / "checkpoints" / "tried")).config.actor_rollout_ref.actor.self_distillation
         return peers.render(Prompt(row["uid"], "", row["messages"]), context, distill, chat).text
 
     browser.open(loud[1])
@@ -475,7 +475,7 @@ def test_a_dump_of_an_older_version_is_told(trained, capsys, monkeypatch, tmp_pa
 @pytest.mark.slow
 def test_the_nearest_weights_are_taken_and_said(trained, tmp_path):
     folder = trained[0]
-    run = view.find_run(str(folder / "checkpoints" / "tried"))
+    run = runs.find_run(str(folder / "checkpoints" / "tried"))
     assert run.name == "tried" and run.rollouts == folder / "rollouts" / "tried"
     initial = run.config.actor_rollout_ref.model.path
     for step, path, words in (
@@ -513,9 +513,10 @@ def test_more_parts_than_are_all_tried(tmp_path, random_model):
         "actor_rollout_ref.actor.self_distillation.num_failure_peers=3",
         "actor_rollout_ref.actor.self_distillation.failure_solution_condition=always",
     ]
-    run = view.Run(
+    run = runs.Run(
         "r",
         config.load("sdpo", ["actor_rollout_ref.model.path=x", "data.train_files=[x]", "data.val_files=[x]", *settings]),
+        tmp_path,
         tmp_path,
         tmp_path,
     )
