@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.report import LADDER, SHORT
 from analysis.scored import COMPARED
 from trainer.files import write_text
 
@@ -38,21 +39,6 @@ OTHERS = (
     "verifier_score_ordered",
 )  # the tiny task has no feedback: its conditions would show what others show
 CONDITIONS = [*(name for name in COMPARED if name != "failure_only"), *OTHERS]
-SHORT = {
-    "solution": "1S",
-    "solution+another_solution": "2S",
-    "failure_solution": "1F",
-    "solution+failure_solution": "1S+1F",
-    "solution+another_solution+failure_solution": "2S+1F",
-}
-LADDER = (
-    ("base", "failure_solution"),
-    ("base", "solution"),
-    ("solution", "solution+another_solution"),
-    ("solution", "solution+failure_solution"),
-    ("solution+another_solution", "solution+another_solution+failure_solution"),
-    ("solution+failure_solution", "solution+another_solution+failure_solution"),
-)  # what each peer adds
 FIGURES = ("metrics_main", "paired_differences")
 PUBLISHED = ("solution", "solution+failure_solution", "failure_solution")  # whose AUCs the issue quotes: .78, .44, .04
 
