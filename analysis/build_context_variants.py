@@ -5,7 +5,7 @@
 
 Contexts come from the trainer's own selection and renderer, in the chat template of `--model`, with the settings of its
 run if it is a checkpoint of ours: what training shows is what is analysed. `--legacy-contexts` gives the published
-layout instead and needs no model. Rows are those of behaviour 8.2; in the chat layout `sections_used` says what is in
+layout instead and needs no model. Rows have the published fields; in the chat layout `sections_used` says what is in
 the prompt after its budget, and rows also name the `peers`, what was cut of them (`cuts`) and the prompt's length in
 tokens (`context_tokens`), with which the scores check that they are read by the same tokenizer.
 """

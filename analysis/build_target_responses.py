@@ -2,7 +2,7 @@
 
     python analysis/build_target_responses.py --candidates OUT/candidate_responses.jsonl --output OUT/target_responses.jsonl
 
-Takes the first so many of each kind by number (behaviour 8.3). `--strong-success` adds responses of a stronger model, JSON
+Takes the first so many of each kind by number, as published. `--strong-success` adds responses of a stronger model, JSON
 lines with prompt_id and response_text; those marked validated_success false, and those of other prompts, are left out and
 counted, and their reward is 1: null, as published, the metrics cannot take.
 """

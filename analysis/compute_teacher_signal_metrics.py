@@ -1,9 +1,10 @@
-"""How well the teacher's scores rank responses, by what its prompt shows (behaviour 8.5; docs/teacher_signal.md says what is otherwise).
+"""How well the teacher's scores rank responses, by what its prompt shows: correlations, AUC, accuracy.
 
     python analysis/compute_teacher_signal_metrics.py --input scored.jsonl --output metrics.json
 
 Reads the rows of score_teacher_contexts.py. Writes the metrics of every sample set and condition as JSON, and of one
-sample set a table as Markdown and CSV, with the paired differences between conditions beside it.
+sample set a table as Markdown and CSV, with the paired differences between conditions beside it. docs/teacher_signal.md
+defines the metrics and sample sets, and says what is otherwise than published.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Figures of the teacher's signal from the metrics of compute_teacher_signal_metrics.py, each as PNG and SVG (behaviour 8.6).
+"""Figures of the teacher's signal from the metrics of compute_teacher_signal_metrics.py, each as PNG and SVG.
 
     python analysis/plot_teacher_metrics.py --input metrics.json --output-dir plots
 
@@ -92,15 +92,19 @@ def chosen(there: Mapping[str, Any], asked: Sequence[str] | None) -> list[str]:
 
 
 def draw_bars(axes: Axes, entries: Mapping[str, Mapping[str, Any]], metric: str) -> None:
-    """Draw a metric's bar, interval and number of prompts for each condition, the first on top."""
+    """Draw a metric's bar, interval and number of prompts for each condition, the first on top.
+
+    Bars begin at the value of a score that knows nothing: an AUC of .5 is none, one below it points the other way.
+    """
     title, nothing = PANELS[metric]
+    origin = nothing or 0.0
     for y, (name, entry) in enumerate(entries.items()):
         value = entry.get(metric)
         if value is None:
-            axes.annotate("not defined", (0, y), (4, 0), textcoords="offset points", va="center", fontsize="x-small", color="0.4")
+            axes.annotate("not defined", (origin, y), (4, 0), textcoords="offset points", va="center", fontsize="x-small", color="0.4")
             continue
         colour, hatch = KINDS[kind_of(name)]
-        axes.barh(y, value, height=0.72, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        axes.barh(y, value - origin, left=origin, height=0.72, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         low, high = entry.get(f"{metric}_ci") or (None, None)
         if low is not None:
             axes.plot([low, high], [y, y], color="black", linewidth=1.2, marker="|", markersize=4)

@@ -3,8 +3,8 @@
     python analysis/prepare_rollout_dataset.py --input rollouts/NAME --output-dir analysis_out
 
 Takes the dumps of training (rollouts/NAME/STEP.jsonl), of validation and run_eval_sdpo.sh (validation/NAME/STEP.jsonl)
-and of the published project (behaviour 3.8); writes candidate_responses.jsonl, evidence_items.jsonl and
-dataset_summary.json in its schema (behaviour 8.1). Our dumps carry uid and step, so a group is the rollouts of one
+and of the published project; writes candidate_responses.jsonl, evidence_items.jsonl and
+dataset_summary.json in its schema. Our dumps carry uid and step, so a group is the rollouts of one
 prompt in one step of one run; its prompt_id is <uid>_s<step>, its uid that of the prompt. Dumps without uids are
 grouped by prompt text over all files, as published, or with --by-step by text and step.
 """

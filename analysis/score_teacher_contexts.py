@@ -4,7 +4,7 @@
         --variants OUT/context_variants.jsonl --targets OUT/candidate_responses.jsonl --output OUT/scores.jsonl
 
 `--self-target-only` scores each candidate under the contexts made for it; else every target of a prompt
-(target_responses.jsonl) is scored under all of the prompt's contexts. Rows are those of behaviour 8.4. Responses are read
+(target_responses.jsonl) is scored under all of the prompt's contexts. Rows have the published fields. Responses are read
 by their own token ids, the end of the turn included, where the rollouts' dump had them, else by their text's. Scores go to
 disk batch by batch: the same command takes up again what was killed. A checkpoint of ours is read with its EMA teacher;
 its student's own score of the plain prompt then comes as condition `student`.

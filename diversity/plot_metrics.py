@@ -1,4 +1,4 @@
-"""The plots of compute_metrics.py's results, as PNG and SVG (docs/diversity.md, behaviour 9).
+"""The plots of compute_metrics.py's results, as PNG and SVG (docs/diversity.md).
 
     python diversity/plot_metrics.py --summary DIR/summary.json --per-prompt DIR/per_prompt.jsonl --output-dir DIR/plots --scatter-k 8
 
@@ -97,7 +97,7 @@ def method_diversity_bars(summary: Sequence[Row]) -> Figure:
         axes.set_xlim(-0.6, len(summary) - 0.4)
         axes.set_ylim(0, axes.get_ylim()[1] if any(row.get(f"{name}_mean") for row in summary) else 1)
         axes.set_title(BARS[name], fontsize="medium")
-    figure.suptitle("diversity, mean over prompts with 95 % intervals")
+    figure.suptitle("diversity, mean over the prompts of each run that define it, with 95 % intervals (on common prompts: paired.csv)")
     return figure
 
 

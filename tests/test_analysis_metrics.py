@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from scipy import stats
 
 from analysis import compute_teacher_signal_metrics as compute
@@ -498,6 +499,18 @@ def test_figures_show_what_the_metrics_say(tmp_path, capsys):
         capsys.readouterr()
         assert plots.main([*flags, *bad]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("metric", "origin"), [("success_auc", 0.5), ("mean_spearman", 0.0), ("success_brier_sigmoid", 0.0)])
+def test_bars_begin_where_a_score_knows_nothing(metric, origin):
+    axes = pyplot.figure().subplots()
+    entries = {
+        name: {metric: value, f"{metric}_ci": [value - 0.1, value + 0.1], "count_prompts": 3}
+        for name, value in (("base", 0.3), ("solution", 0.9))
+    }
+    plots.draw_bars(axes, entries, metric)
+    assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches] == [pytest.approx((origin, v)) for v in (0.3, 0.9)]
+    pyplot.close(axes.figure)
 
 
 def test_a_published_metrics_file_is_drawn(tmp_path):
