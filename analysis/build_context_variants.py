@@ -121,7 +121,7 @@ def in_chat_layout(candidates: Sequence[Candidates], options: argparse.Namespace
             f"note: {len(differ)} of {len(groups)} prompts read otherwise in the dump than in the chat template of {source.path} "
             f"(the first: {differ[0]}): another model's dump, or made with other data.apply_chat_template_kwargs (--set)"
         )
-    if source.checkpoint is not None and (note := far(groups, read_state(source.checkpoint)["step"])):
+    if source.checkpoint is not None and options.settings is None and (note := far(groups, read_state(source.checkpoint)["step"])):
         print(note)
     elsewhere = [row for found in candidates for row in found.rows]
     selector = Selector(config.actor_rollout_ref.actor.self_distillation, config.data.seed, elsewhere)

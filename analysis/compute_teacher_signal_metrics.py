@@ -205,7 +205,7 @@ def notes(scored: Scored, sets: Mapping[str, Any], compared: Sequence[str]) -> l
     if not sets["mixed_paired"]["conditions"]:
         out.append(
             "mixed_paired is empty: no prompt has a success and a failure whose contexts have the sections of all compared conditions "
-            f"({', '.join(compared)}): more prompts, or fewer conditions by --compare"
+            f"({', '.join(compared)}): more prompts, or fewer conditions to compare"
         )
     return out
 
@@ -222,7 +222,8 @@ def cell(entry: Mapping[str, Any], metric: str, digits: int = 3) -> str:
     return f"{entry[metric]:.{digits}f}{interval} ({entry[f'{metric}_count']})"
 
 
-def _line(cells: Sequence[object]) -> str:
+def line(cells: Sequence[object]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(str(one) for one in cells)} |"
 
 
@@ -240,9 +241,9 @@ def markdown(result: Mapping[str, Any], name: str) -> str:
     ):
         if conditions:
             rows = [[key, entry["count_prompts"], *(cell(entry, metric) for metric in SHOWN)] for key, entry in conditions.items()]
-            lines += [f"{title}:", "", _line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
+            lines += [f"{title}:", "", line(head), line(["---"] * len(head)), *map(line, rows), ""]
     rows = [
-        [row["score"], f"{row['second']} - {row['first']}", *_difference_cells(row)]
+        [row["score"], f"{row['second']} - {row['first']}", *difference_cells(row)]
         for row in data["paired_differences"]
         if row["metric"] == "success_auc" and row["prompts"]
     ]
@@ -250,9 +251,9 @@ def markdown(result: Mapping[str, Any], name: str) -> str:
     lines += [
         "Paired differences of the success AUC, on the prompts where both conditions define it:",
         "",
-        _line(head),
-        _line(["---"] * len(head)),
-        *map(_line, rows),
+        line(head),
+        line(["---"] * len(head)),
+        *map(line, rows),
         "",
     ]
     return "\n".join(lines)
@@ -262,7 +263,8 @@ def _advantage(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return data.get("advantage", {}).get("conditions", {})
 
 
-def _difference_cells(row: Mapping[str, Any]) -> list[str]:
+def difference_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return prompts, difference with interval, prompts higher / lower / equal, p of the sign test; - where there is none."""
     low, high = row["ci"]
     interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
     p = "-" if row["sign_test_p"] is None else f"{row['sign_test_p']:.2g}"
@@ -322,7 +324,7 @@ def show(result: Mapping[str, Any], name: str, console: Console) -> None:
     )
     for condition, entry in data["conditions"].items():
         advantage = cell(_advantage(data).get(condition, {}), "success_auc", 2)
-        _, difference, _, p = _difference_cells(differences[condition]) if condition in differences else [""] * 4
+        _, difference, _, p = difference_cells(differences[condition]) if condition in differences else [""] * 4
         table.add_row(condition, cell(entry, "success_auc", 2), advantage, difference, p)
     console.print(table)
     for why, what in result["skipped"].items():

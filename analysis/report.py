@@ -18,8 +18,9 @@ import argparse
 import hashlib
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -31,15 +32,16 @@ from analysis import (
     build_context_variants,
     command,
     compute_teacher_signal_metrics,
+    conditions,
     plot_teacher_metrics,
     prepare_rollout_dataset,
     runs,
     score_teacher_contexts,
 )
-from analysis.compute_teacher_signal_metrics import cell
+from analysis.compute_teacher_signal_metrics import cell, difference_cells, line
 from analysis.plot_teacher_metrics import KINDS, SCORES, STEPS, kind_of
-from analysis.reader import find
-from analysis.rows import write_json, write_text
+from analysis.reader import Reader, find
+from analysis.rows import read_jsonl, write_json, write_text
 from analysis.runs import Run
 from analysis.scored import BASE, COMPARED
 from trainer import models
@@ -62,87 +64,166 @@ MARKERS = "osD^vP"
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the run: its dump, the weights that sampled it, where what is made of them stands, and what was found."""
+    """A step of the run: its dump, the student that sampled it, and the folder for what is made of them.
+
+    `student` is None where the weights are gone and their scores are here. `trained` is how many steps the student had behind it.
+    """
 
     step: int
     dump: Path
-    weights: Path
     folder: Path
-    averaged: bool  # an EMA teacher scores
+    trained: int
+    student: Reader | None
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.jsonl"
+
+    @property
+    def note(self) -> Path:
+        return self.folder / "made_of.json"
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what the folder's files are made of; empty if there are none."""
+        return json.loads(self.note.read_text()) if self.note.is_file() else {}
 
     def result(self) -> dict[str, Any]:
         """Return what compute_teacher_signal_metrics.py wrote."""
         return json.loads((self.folder / "metrics.json").read_text())
 
 
-def stages(run: Run, asked: Sequence[int] | None, out: Path, *, training: bool) -> list[Stage]:
-    """Return the steps whose rollouts and the weights that sampled them are both there: `asked`, or all.
+def stages(run: Run, asked: Sequence[int] | None, out: Path, *, training: bool) -> tuple[list[Stage], list[str]]:
+    """Return the steps whose rollouts are there with the weights that sampled them (or with their scores): `asked`, or all that
+    can be; and what to say of those left out.
 
-    Validation at step N is by the weights after N steps, training's step N by those after N - 1.
-    Raises UserError if there is none, or one asked for is not among them, saying what there is.
+    Validation at step N is by the weights after N steps, training's step N by those after N - 1, and after N - 2 where it was
+    sampled a step ahead. Raises UserError if there is none, or one asked for is not among them, saying what there is.
     """
-    folder = run.rollouts if training else run.validation
+    folder, behind = run.validation, 0
+    if training:
+        folder, behind = run.rollouts, 1 + run.config.trainer.rollout_overlap
     dumps, weights = runs.dumped(folder), run.weights()
-    there = {step: weights[step - training] for step in dumps if step - training in weights}
-    missing = [step for step in asked or () if step not in there]
-    if missing or not there:
-        wanted = f"step {', '.join(map(str, missing))}" if missing else "any step"
-        left = f"{runs.ranges(list(weights)) or 'no step'}{run.broken()}"
+    found, left_out = [], {}
+    for step in sorted(set(asked)) if asked else dumps:
+        trained = max(step - behind, 0)
+        stage = Stage(step, folder / f"{step}.jsonl", out / f"step{step}", trained, None)
+        if step not in dumps:
+            left_out[step] = "not dumped"
+        elif trained in weights:
+            found.append(replace(stage, student=run.student(trained)))
+        elif stage.scores.is_file() and stage.made_of().get("rollouts") == _hash(stage.dump):
+            found.append(stage)
+        elif trained == 0 and run.checkpoint is None:
+            try:
+                found.append(replace(stage, student=_from_the_hub(run)))
+            except UserError as error:
+                left_out[step] = str(error)
+        else:
+            left_out[step] = f"no weights after {trained} steps"
+    said = [f"left out: step {runs.ranges(steps)}, {why}" for why, steps in _by_reason(left_out).items()]
+    if not found or (asked and left_out):
+        held = f"has the rollouts of step {runs.ranges(dumps)}" if dumps else "holds no rollouts" if folder.is_dir() else "is no folder"
         raise UserError(
-            f"{run.name}: of {wanted} there are not both the rollouts and the weights that sampled them. {folder} has the rollouts of "
-            f"{runs.ranges(dumps) or 'no step'}, {run.checkpoints} the weights after {left}. "
-            "The settings trainer.test_freq, save_freq and max_actor_ckpt_to_keep say which are kept; "
-            + (
-                "validation by itself leaves its dumps: bash run_eval_sdpo.sh."
-                if not training
-                else "--training takes each step with the one before."
-            )
+            f"{run.name}: {'; '.join(said) or 'nothing to analyse'}. {folder} {held}; {run.checkpoints} and the model the run began with "
+            f"are the weights after {runs.ranges(list(weights)) or 'no step'}{run.broken()}. trainer.test_freq, save_freq and "
+            "max_actor_ckpt_to_keep say which are kept; a checkpoint is validated later with CKPT_PATH=.../global_step_N "
+            f"VALIDATION_DATA_DIR={run.validation} bash run_eval_sdpo.sh."
         )
-    chosen = sorted(set(asked or there))
-    return [Stage(step, folder / f"{step}.jsonl", there[step], out / f"step{step}", find(str(there[step])).averaged) for step in chosen]
+    return found, said
+
+
+def _by_reason(left_out: Mapping[int, str]) -> dict[str, list[int]]:
+    return {why: [step for step, other in left_out.items() if other == why] for why in left_out.values()}
+
+
+def _from_the_hub(run: Run) -> Reader:
+    """Return the model a run began with where it is no folder here. Raises UserError if it cannot be had."""
+    model = run.config.actor_rollout_ref.model
+    models.resolve(model.path, "actor_rollout_ref.model.path", trust_remote_code=model.trust_remote_code)
+    return find(model.path)
 
 
 def analyse(stage: Stage, run: Run, out: Path, options: argparse.Namespace) -> None:
     """Make what is missing of a step's groups, contexts and scores; then its metrics and figures."""
-    _claim(stage, run, options.conditions)
-    here, distill, rollout = stage.folder, run.config.actor_rollout_ref.actor.self_distillation, run.config.actor_rollout_ref.rollout
-    candidates, evidence = here / "candidate_responses.jsonl", here / "evidence_items.jsonl"
-    variants, scores = here / "context_variants.jsonl", here / "scores.jsonl"
-    per_prompt = ("--max-responses-per-prompt", max(rollout.n, rollout.val_kwargs.n))
-    threshold = ("--success-threshold", distill.success_reward_threshold)
-    model = ("--model", stage.weights, "--settings", out / "config.yaml")
-    device = [*("--dtype", options.dtype), *(("--device", options.device) if options.device else ())]
-    _make(candidates, prepare_rollout_dataset, "--input", stage.dump, "--output-dir", here, *per_prompt, *threshold)
+    here = stage.folder
+    if stage.student is not None:
+        _score(stage, stage.student, run, out, options)
+    few, tables = ("--num-bootstrap", options.num_bootstrap), ("--table-sample-set", SET, "--compare", *options.conditions)
+    before = stage.result() if (here / "plots").is_dir() else None
+    _call(compute_teacher_signal_metrics, "--input", stage.scores, "--output", here / "metrics.json", *tables, *few)
+    if conditions_of(stage.result(), "teacher") and stage.result() != before:
+        _call(plot_teacher_metrics, "--input", here / "metrics.json", "--output-dir", here / "plots", "--sample-set", SET)
+
+
+def _score(stage: Stage, student: Reader, run: Run, out: Path, options: argparse.Namespace) -> None:
+    here, teacher = stage.folder, runs.teacher_of(run, student)
+    candidates, evidence, variants = here / "candidate_responses.jsonl", here / "evidence_items.jsonl", here / "context_variants.jsonl"
+    threshold = ("--success-threshold", run.config.actor_rollout_ref.actor.self_distillation.success_reward_threshold)
+    cap = ("--max-responses-per-prompt", stage.made_of()["responses_per_prompt"])
+    settings: list[object] = ["--set", *options.set] if options.set else []
+    if not stage.trained and run.checkpoint is None:
+        settings += ["--settings", out / "config.yaml"]
+    # evidence is renamed last: where it is, the candidates are
+    _make(evidence, prepare_rollout_dataset, "--input", stage.dump, "--output-dir", here, *cap, *threshold)
     shown = ("--candidates", candidates, "--evidence", evidence, "--conditions", *options.conditions)
-    _make(variants, build_context_variants, *model, *shown, "--output", variants)
-    asked = ("--variants", variants, "--targets", candidates, "--self-target-only", "--engine", options.engine, *device)
-    _make(scores, score_teacher_contexts, *model, *asked, "--output", scores)
-    measured, few = here / "metrics.json", ("--num-bootstrap", options.num_bootstrap)
-    tables = ("--table-sample-set", SET, "--compare", *options.conditions)
-    _call(compute_teacher_signal_metrics, "--input", scores, "--output", measured, *tables, *few)
-    if stage.result()["sample_sets"][SET]["conditions"]:
-        _call(plot_teacher_metrics, "--input", measured, "--output-dir", here / "plots", "--sample-set", SET)
+    _make(variants, build_context_variants, "--model", _place(student), *settings, *shown, "--output", variants)
+    who = ("--model", _place(teacher.reader), "--teacher", teacher.weights, *settings)
+    how = ("--self-target-only", "--engine", options.engine, "--device", options.device, "--dtype", options.dtype)
+    _make(stage.scores, score_teacher_contexts, *who, "--variants", variants, "--targets", candidates, *how, "--output", stage.scores)
 
 
-def _claim(stage: Stage, run: Run, conditions: Sequence[str]) -> None:
-    """Note what a step's files are made of; raise UserError if those that are there are made of something else."""
-    config = run.config
-    with stage.dump.open("rb") as file:
-        dump = hashlib.file_digest(file, "sha256").hexdigest()
+def _place(reader: Reader) -> Path | str:
+    """Return what --model calls a reader."""
+    return reader.checkpoint or (Path(reader.path).resolve() if Path(reader.path).is_dir() else reader.path)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def claim(stage: Stage, run: Run, options: argparse.Namespace) -> None:
+    """Note what a step's files are made of. What little is there of something else is made again; scores are not thrown away.
+
+    Raises UserError if there are scores of something else, or if no prompt has two responses.
+    """
+    before, config = stage.made_of(), run.config
+    sizes, sources = Counter(), set()
+    for _, row in read_jsonl(stage.dump, {"uid": str, "data_source": str}):
+        sizes[row["uid"]] += 1
+        sources.add(row["data_source"])
+    largest = max(sizes.values(), default=0)
+    if largest < 2:
+        raise UserError(
+            f"{stage.dump}: has {largest} response a prompt; successes and failures of one prompt are compared, so two are the least. "
+            "actor_rollout_ref.rollout.val_kwargs.n (EVAL_N) says how many; --training takes the rollouts of training."
+        )
     made_of = {
-        "rollouts": dump,
-        "weights": models.check_weights(find(str(stage.weights)).path, "weights"),
-        "conditions": list(conditions),
+        "rollouts": _hash(stage.dump),
+        "sources": sorted(sources),
+        "responses_per_prompt": largest,
+        "conditions": sorted(options.conditions),
+        "engine": options.engine,
+        "dtype": options.dtype,
         "self_distillation": asdict(config.actor_rollout_ref.actor.self_distillation),
         "apply_chat_template_kwargs": config.data.apply_chat_template_kwargs,
         "seed": config.data.seed,
     }
-    note = stage.folder / "made_of.json"
+    if stage.student is None:
+        made_of |= {key: before[key] for key in ("weights", "scored_by")}
+    else:
+        teacher = runs.teacher_of(run, stage.student)
+        made_of["weights"] = [models.check_weights(reader.path, "weights") for reader in (stage.student, teacher.reader)]
+        made_of["scored_by"] = f"rollouts of `{_place(stage.student)}`; teacher: {teacher.what}"
+        if teacher.reader != stage.student:
+            made_of["scored_by"] += ", whose advantage is over its own score without peers and not the student's"
     made_of = json.loads(json.dumps(made_of))
-    if note.is_file() and (before := json.loads(note.read_text())) != made_of:
-        other = ", ".join(key for key in made_of if before.get(key) != made_of[key])
-        raise UserError(f"{stage.folder}: was made of other {other}. Give another --out, or remove it.")
-    write_json(note, made_of)
+    if other := [key for key in made_of if key != "scored_by" and before.get(key) != made_of[key]]:
+        if before and (stage.scores.exists() or stage.scores.with_name(f"{stage.scores.name}.progress").exists()):
+            raise UserError(f"{stage.folder}: its scores were made of other {', '.join(other)}. Give another --out, or remove the folder.")
+        for name in ("candidate_responses.jsonl", "evidence_items.jsonl", "context_variants.jsonl"):
+            (stage.folder / name).unlink(missing_ok=True)
+    write_json(stage.note, made_of)
 
 
 def _make(out: Path, module: ModuleType, *arguments: object) -> None:
@@ -180,22 +261,20 @@ def named(condition: str) -> str:
     return f"`{condition}`" + (f" ({SHORT[condition]})" if condition in SHORT else "")
 
 
-def difference_cell(row: Mapping[str, Any] | None) -> str:
-    """Return `difference [low, high], prompts up : down : equal, p`."""
+def difference(row: Mapping[str, Any] | None) -> str:
+    """Return a paired difference as one cell."""
     if row is None:
         return "-"
-    low, high = row["ci"]
-    interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-    p = "" if row["sign_test_p"] is None else f", p {row['sign_test_p']:.2g}"
-    return f"{row['mean_difference']:+.3f}{interval}; {row['higher']}:{row['lower']}:{row['equal']}{p}"
+    _, value, directions, p = difference_cells(row)
+    return f"{value}; {directions}; p {p}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+    return "\n".join(map(line, [head, ["---"] * len(head), *rows]))
 
 
-def page(run: Run, found: Sequence[Stage], conditions: Sequence[str], *, training: bool) -> str:
+def page(run: Run, found: Sequence[Stage], conditions: Sequence[str], left_out: Sequence[str], *, training: bool) -> str:
     """Return report.md."""
     results = {stage.step: stage.result() for stage in found}
     steps = [f"step {step}" for step in results]
@@ -205,20 +284,21 @@ def page(run: Run, found: Sequence[Stage], conditions: Sequence[str], *, trainin
         f"The {kind}'s rollouts, scored behind each context by the weights that sampled them, at temperature 1. Mean over prompts "
         "with 95 % intervals over prompts, and how many define it. Sample set "
         f"`{SET}`: the same responses under every condition, of prompts with enough successes and failures for all of them. As a "
-        "run learns fewer prompts are mixed: steps are not of the same prompts.",
-        "\n".join(f"- {_of_stage(stage, results[stage.step], run)}" for stage in found),
+        "run learns fewer prompts are mixed: steps are not of the same prompts, and an interval over a few that agree has no width and "
+        "says nothing.",
+        "\n".join(f"- {_of_stage(stage, results[stage.step])}" for stage in found),
     ]
     for score, (_, _, label) in SCORES.items():
         entries = [conditions_of(result, score) for result in results.values()]
         if any(entries):
             rows = [[named(name), *(cell(of[name], "success_auc") if name in of else "-" for of in entries)] for name in conditions]
-            parts += [f"## AUC of the {label}" if score == "advantage" else f"## AUC of {label}", table(["condition", *steps], rows)]
+            parts += [f"## AUC: {label}", table(["condition", *steps], rows)]
     if any(result["sample_sets"][SET]["conditions"] for result in results.values()):
         parts.append(f"![AUC by step]({FIGURE}.png)")
     ladder = [pair for pair in LADDER if set(pair) <= set(conditions)]
     differences = [differences_of(result) for result in results.values()]
     rows = [
-        [f"{SHORT.get(first, first)} to {SHORT[second]}", score, *(difference_cell(of.get((first, second, score))) for of in differences)]
+        [f"{SHORT.get(first, first)} to {SHORT[second]}", score, *(difference(of.get((first, second, score))) for of in differences)]
         for first, second in ladder
         for score in SCORES
         if any((first, second, score) in of for of in differences)
@@ -226,22 +306,21 @@ def page(run: Run, found: Sequence[Stage], conditions: Sequence[str], *, trainin
     if rows:
         parts += [
             "## What each peer adds",
-            "Paired differences of the AUC on the same prompts; prompts higher : lower : equal; p of the sign test, uncorrected.",
+            "Paired differences of the AUC on the same prompts; prompts higher / lower / equal; p of the sign test, uncorrected.",
             table(["", "score", *steps], rows),
         ]
-    notes = {note: None for result in results.values() for note in result["notes"]}
+    notes = dict.fromkeys([*left_out, *(f"step {step}: {note}" for step, result in results.items() for note in result["notes"])])
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _of_stage(stage: Stage, result: Mapping[str, Any], run: Run) -> str:
-    fixed = run.config.actor_rollout_ref.ref.model.path
-    teacher = "its EMA teacher" if stage.averaged else "the teacher has the student's weights"
-    if stage.step and not stage.averaged and fixed:
-        teacher = f"**scored by the student's weights: the run's own teacher was the fixed model {fixed}**"
-    mixed = result["both_present_prompt_count"]
-    return f"step {stage.step}: `{stage.dump}` by `{stage.weights}`, {teacher}; {mixed} groups with a success and a failure"
+def _of_stage(stage: Stage, result: Mapping[str, Any]) -> str:
+    made_of = stage.made_of()
+    sources = made_of["sources"]
+    together = f"; {len(sources)} sources together ({', '.join(sources)})" if len(sources) > 1 else ""
+    mixed = f"{result['both_present_prompt_count']} prompts with a success and a failure"
+    return f"step {stage.step}: `{stage.dump}`, {made_of['scored_by']}; {mixed}{together}"
 
 
 def figure(found: Sequence[Stage], conditions: Sequence[str]) -> Figure:
@@ -279,19 +358,37 @@ def _prompts(result: Mapping[str, Any]) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Do what the command says."""
+    """Do what the command says; the page is of the steps that were finished, also if a later one fails."""
+    conditions.named(options.conditions)
+    options.conditions = list(dict.fromkeys(options.conditions))
+    command.resolve_device(options)
     run = runs.find_run(options.run, options.set)
-    out = options.out or Path("analysis_outputs") / run.name
-    found = stages(run, options.steps, out, training=options.training)
+    kind = "training" if options.training else "validation"
+    out = options.out or Path("analysis_outputs") / (f"{run.name}-training" if options.training else run.name)
+    found, left_out = stages(run, options.steps, out, training=options.training)
+    whose, mine = out / "report.json", {"run": run.name, "rollouts": kind}
+    if whose.is_file() and (other := json.loads(whose.read_text())) != mine:
+        raise UserError(f"--out {out}: holds the report of {other['run']}'s {other['rollouts']}, not of {run.name}'s {kind}.")
     for stage in found:
-        _claim(stage, run, options.conditions)  # all of them before the first is scored
+        claim(stage, run, options)  # all of them before the first is scored
+    write_json(whose, mine)
     write_text(out / "config.yaml", to_yaml(run.config))
-    for stage in found:
-        analyse(stage, run, out, options)
+    print(f"{run.name}: {kind} at step {runs.ranges([stage.step for stage in found])}", *left_out, sep="\n  ")
+    finished: list[Stage] = []
+    try:
+        for stage in found:
+            analyse(stage, run, out, options)
+            finished.append(stage)
+    finally:
+        if finished:
+            _write(out, run, finished, options, left_out)
+
+
+def _write(out: Path, run: Run, found: Sequence[Stage], options: argparse.Namespace, left_out: Sequence[str]) -> None:
     matplotlib.use("Agg")
     if any(conditions_of(stage.result(), "teacher") for stage in found):
         plot_teacher_metrics.save({FIGURE: figure(found, options.conditions)}, out)
-    text = page(run, found, options.conditions, training=options.training)
+    text = page(run, found, options.conditions, left_out, training=options.training)
     write_text(out / "report.md", text)
     print(f"\n{text}\nwrote {out / 'report.md'}; tables and figures of each step beside it")
 
@@ -302,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="a run's name, its folder of checkpoints, or one global_step_N of it")
     parser.add_argument("--steps", nargs="+", type=command.not_negative, metavar="STEP", help="only these (default: all that can be)")
     parser.add_argument("--training", action="store_true", help="the rollouts of training (rollouts/NAME) instead of validation's")
-    parser.add_argument("--out", type=Path, help="default: analysis_outputs/NAME")
+    parser.add_argument("--out", type=Path, help="default: analysis_outputs/NAME, with --training NAME-training")
     parser.add_argument(
         "--conditions", nargs="+", default=list(CONDITIONS), metavar="CONDITION", help="what is compared (default: base and five contexts)"
     )

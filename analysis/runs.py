@@ -1,10 +1,10 @@
 """A run on disk: its settings, its dumps, and the weights that are left of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.reader import read_settings
+from analysis.reader import Reader, find, read_settings, weights_of
 from trainer import config as config_module
 from trainer.checkpoint import PREFIX, Checkpoints, fault_in, read_state
 from trainer.config.schema import Config
@@ -31,6 +31,12 @@ class Run:
         first = {0: initial} if (initial / "config.json").is_file() else {}
         return first | {number: folder for number, folder in sorted(self._folders().items()) if fault_in(folder) is None}
 
+    def student(self, trained: int) -> Reader:
+        """Return the student after so many steps, a key of `weights()`. The model the run began with is its own teacher at first,
+        also where another run left an EMA teacher beside it."""
+        found = find(str(self.weights()[trained]))
+        return found if trained or self.checkpoint else replace(found, averaged=False)
+
     def broken(self) -> str:
         """Return what is wrong with the checkpoints that are not whole, in brackets; "" if there are none."""
         faults = [f"{folder.name}: {fault}" for _, folder in sorted(self._folders().items()) if (fault := fault_in(folder)) is not None]
@@ -39,6 +45,28 @@ class Run:
     def _folders(self) -> dict[int, Path]:
         found = ((folder.name[len(PREFIX) :], folder) for folder in self.checkpoints.glob(f"{PREFIX}*"))
         return {int(number): folder for number, folder in found if number.isdigit()}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Who teaches: whose weights of the reader's folder ("ema" or "student"), and in words."""
+
+    reader: Reader
+    weights: str
+    what: str
+
+
+def teacher_of(run: Run, student: Reader) -> Teacher:
+    """Return who the run's teacher is beside a student of its own."""
+    actor, initial = run.config.actor_rollout_ref.actor, run.config.actor_rollout_ref.model.path
+    if student.averaged:
+        return Teacher(student, weights_of(student, "ema"), "the EMA teacher of the same checkpoint")
+    if actor.policy_loss.loss_mode != "sdpo":
+        return Teacher(student, "student", "the same weights as the student (this run had no teacher)")
+    if actor.self_distillation.teacher_update_rate == 0:
+        fixed = find(run.config.actor_rollout_ref.ref.model.path or initial)
+        return Teacher(fixed, "student", f"the run's fixed teacher, {fixed.path}")
+    return Teacher(student, "student", "the same weights as the student (there is no average of them)")
 
 
 def dumped(folder: Path) -> list[int]:
@@ -66,34 +94,37 @@ def find_run(run: str, overrides: Sequence[str] = (), rollouts: Path | None = No
 
     Raises UserError if there is no such run, naming those that are there.
     """
-    log = Path("logs") / run / "config.yaml"
+    log, checkpoint = Path("logs") / run / "config.yaml", None
     if log.is_file():
-        config = _settings(read_settings(log), overrides)
-        beside = [Path(name) / run for name in ("rollouts", "validation", "checkpoints")]
-        checkpoint = None
+        config, home, folder = _settings(read_settings(log), overrides), Path(), Path("checkpoints") / run
     elif Path(run).is_dir():
         folder = Path(run).resolve()
         checkpoint = folder if (folder / "trainer.json").is_file() else None
         newest = checkpoint or Checkpoints(folder, keep=1).latest_whole()[0]
         if newest is None:
             raise UserError(f"{run}: this folder holds no whole checkpoint (global_step_N), so it is no run's folder of checkpoints.")
-        config = _settings(read_state(newest)["config"], overrides)
-        home, name = newest.parent.parent.parent, newest.parent.name
-        beside = [home / "rollouts" / name, home / "validation" / name, newest.parent]
+        config, folder = _settings(read_state(newest)["config"], overrides), newest.parent
+        home = folder.parent.parent
     else:
         known = sorted(path.parent.name for path in Path("logs").glob("*/config.yaml"))
         raise UserError(
             f"{run}: no run of this name (logs/{run}/config.yaml) and no folder of checkpoints here. "
             + (f"Runs in logs/: {', '.join(known)}." if known else "logs/ holds no run: start this where the run was started.")
         )
-    held = (Path(path) for path in (config.trainer.rollout_data_dir, config.trainer.validation_data_dir, config.trainer.default_local_dir))
-    of_training, of_validation, checkpoints = (path if path.is_dir() else other for path, other in zip(held, beside, strict=True))
+    # a run set aside (NAME.old-1) or copied recorded the places of the one that has its name now: what lies beside goes first
+    recorded, name = config.trainer, config.trainer.experiment_name
+    moved = folder.name.startswith(f"{name}.") or not log.is_file()
+
+    def place(beside: Path, recorded: str) -> Path:
+        first, second = (beside, Path(recorded)) if moved else (Path(recorded), beside)
+        return (first if first.is_dir() else second).resolve()
+
     return Run(
-        config.trainer.experiment_name,
+        folder.name if folder.name.startswith(f"{name}.") else name,
         config,
-        rollouts or of_training,
-        of_validation,
-        checkpoints if checkpoint is None else checkpoint.parent,
+        rollouts or place(home / "rollouts" / folder.name, recorded.rollout_data_dir),
+        place(home / "validation" / folder.name, recorded.validation_data_dir),
+        place(folder, recorded.default_local_dir),
         checkpoint,
     )
 

@@ -120,22 +120,14 @@ def find_weights(run: Run, step: int, model: str | None = None, teacher_model: s
     else:
         student, note = _nearest(run, step)
         notes.append(f"student: {note}")
-    actor = run.config.actor_rollout_ref.actor
-    distill, fixed = actor.self_distillation, run.config.actor_rollout_ref.ref.model.path
-    of_teacher = "student"
     if teacher_model is not None:
         teacher = reader.find(teacher_model)
         of_teacher = reader.weights_of(teacher, None)
         notes.append(f"teacher: {teacher.path}" + (" (its EMA teacher)" if of_teacher == "ema" else ""))
-    elif student.averaged:
-        teacher, of_teacher = student, "ema"
-        notes.append("teacher: the EMA teacher of the same checkpoint")
-    elif actor.policy_loss.loss_mode == "sdpo" and distill.teacher_update_rate == 0:
-        teacher = reader.find(fixed or run.config.actor_rollout_ref.model.path)
-        notes.append(f"teacher: the run's fixed teacher, {teacher.path}")
     else:
-        teacher = student
-        notes.append("teacher: the same weights as the student (there is no average of them)")
+        found = runs.teacher_of(run, student)
+        teacher, of_teacher = found.reader, found.weights
+        notes.append(f"teacher: {found.what}")
     return Weights(student, teacher, of_teacher, tuple(notes))
 
 
@@ -152,10 +144,10 @@ def _nearest(run: Run, step: int) -> tuple[Reader, str]:
     number = min(whole, key=lambda n: (abs(n - sampled_by), n))
     what = "the weights the run began with" if number == 0 and whole[0] == Path(initial) else str(whole[number])
     if number == sampled_by:
-        return reader.find(str(whole[number])), f"{what}, which sampled these rollouts"
+        return run.student(number), f"{what}, which sampled these rollouts"
     apart = abs(number - sampled_by)
     side = "before" if number < sampled_by else "after"
-    return reader.find(str(whole[number])), f"{what}, {apart} step{'s' * (apart > 1)} {side} the weights that sampled these rollouts"
+    return run.student(number), f"{what}, {apart} step{'s' * (apart > 1)} {side} the weights that sampled these rollouts"
 
 
 def read_step(run: Run, step: int, chat: Chat, prompts: int | None = None) -> Step:

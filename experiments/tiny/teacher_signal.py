@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.report import CONDITIONS as PEERS
 from analysis.report import LADDER, SHORT
-from analysis.scored import COMPARED
 from trainer.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ OTHERS = (
     "random_peer",
     "verifier_score_ordered",
 )  # the tiny task has no feedback: its conditions would show what others show
-CONDITIONS = [*(name for name in COMPARED if name != "failure_only"), *OTHERS]
+CONDITIONS = [*PEERS, *OTHERS]
 FIGURES = ("metrics_main", "paired_differences")
 PUBLISHED = ("solution", "solution+failure_solution", "failure_solution")  # whose AUCs the issue quotes: .78, .44, .04
 
