@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set-up and all tests (nine to thirteen minutes on two cores, by how fast they are); `bash run_tests.sh fast` the pure ones (about one).
+# Set-up (once: packages, and the base model in three minutes) and all tests (nine to thirteen minutes on two cores, by how fast they
+# are); `bash run_tests.sh fast` the pure ones (about one).
 # Further arguments go to pytest: `-n 0` runs them in this process, one after the other.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -5,7 +5,7 @@
 Types the commands of docs/teacher_signal.md, one after the other: for each seed a run of the embedded default, then 8
 rollouts for each of its 128 test prompts by the base model and by the checkpoint of step 10, their groups, contexts and
 scores; then metrics over the seeds, as published too. Writes the tables into docs/teacher_signal.md and the figures
-beside it. What is in the work folder already is not made again. About ten minutes on two cores.
+beside it. What is in the work folder already is not made again. Ten to twelve minutes on two cores.
 """
 
 import argparse
