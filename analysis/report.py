@@ -281,7 +281,7 @@ def page(run: Run, found: Sequence[Stage], conditions: Sequence[str], left_out: 
     kind = "training" if training else "validation"
     parts = [
         f"# {run.name}: is its teacher right?",
-        f"The {kind}'s rollouts, scored behind each context by the weights that sampled them, at temperature 1. Mean over prompts "
+        f"The {kind}'s rollouts, scored behind each context by the teacher that is named beside them, at temperature 1. Mean over prompts "
         "with 95 % intervals over prompts, and how many define it. Sample set "
         f"`{SET}`: the same responses under every condition, of prompts with enough successes and failures for all of them. As a "
         "run learns fewer prompts are mixed: steps are not of the same prompts, and an interval over a few that agree has no width and "

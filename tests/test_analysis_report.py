@@ -123,6 +123,16 @@ def test_the_rollouts_of_training(here):
     assert sorted(folder.name for folder in made.glob("step*")) == ["step2"]
 
 
+def test_a_fixed_teacher_scores_itself(here, random_model):
+    teacher = ["actor_rollout_ref.actor.self_distillation.teacher_update_rate=0", f"actor_rollout_ref.ref.model.path={random_model}"]
+    flags = ["--steps", "0", "--conditions", "base", "solution", "--num-bootstrap", "9", "--out", "fixed", "--set", *teacher]
+    assert report.main(["tried", *flags]) == 0
+    (line,) = [line for line in (here / "fixed" / "report.md").read_text().splitlines() if line.startswith("- step 0: ")]
+    assert "guessing_model`; teacher: the run's fixed teacher" in line and "not the student's" in line
+    by = {row["teacher_model"] for _, row in read_jsonl(here / "fixed" / "step0" / "scores.jsonl")}
+    assert by == {str(random_model)}
+
+
 def test_which_weights_sampled_a_step(run, here):
     def pairs(run: runs.Run, *, training: bool) -> dict[int, str]:
         found, _ = report.stages(run, None, here / "out", training=training)
